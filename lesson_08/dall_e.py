@@ -1,0 +1,289 @@
+"""DALL·E: one transformer over text tokens, then image tokens (arXiv 2102.12092, section 2.2, appendix B).
+
+A caption and an image become one sequence, and the model learns to predict each token from those before it.
+To draw is to write the caption and let the model go on:
+
+    position   0       1 ... T       T+1 ... T+N
+    token      start   the caption   the image's tokens, row by row
+
+Ours departs from the paper in that captions are dropped now and then in training, so that sampling can be guided
+(classifier-free guidance, arXiv 2207.12598, came after the paper).
+
+B batch, T text tokens, N image tokens in a W x W grid, S = T + N positions that predict a token, V text vocabulary,
+K image vocabulary, D width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+PAD_ID = 0  # text id of an empty place
+
+
+@dataclass
+class DallEConfig:
+    """Sizes of the transformer; the defaults are the `cpu` preset.
+
+    Raises ValueError if the heads do not divide the width, or the kernel of the last layer is even.
+    """
+
+    text_vocab_size: int = 64  # V, with PAD_ID; 16,384 in the paper
+    text_seq_len: int = 6  # T; 256 in the paper
+    image_vocab_size: int = 128  # K, the dVAE's codebook
+    grid_size: int = 7  # W, the dVAE's grid
+    dim: int = 128  # D
+    num_layers: int = 4
+    num_heads: int = 2
+    conv_kernel_size: int = 5  # of the last layer's attention mask; 11 in the paper, for a grid of 32
+    dropout: float = 0.0
+    caption_dropout: float = 0.1  # share of captions replaced by the null caption in training
+    text_loss_weight: float = 1 / 8  # the image's is 7/8
+
+    def __post_init__(self):
+        if self.num_heads < 1 or self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
+        if self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd.")
+
+    @property
+    def image_seq_len(self) -> int:
+        """Image tokens, N."""
+        return self.grid_size**2
+
+
+DALL_E_PRESETS = {
+    "cpu": DallEConfig(),
+    "gpu": DallEConfig(dim=256, num_layers=8, num_heads=4, dropout=0.1),
+    "paper": DallEConfig(
+        text_vocab_size=16384,
+        text_seq_len=256,
+        image_vocab_size=8192,
+        grid_size=32,
+        dim=62 * 64,
+        num_layers=64,
+        num_heads=62,
+        conv_kernel_size=11,
+        dropout=0.1,
+        caption_dropout=0.0,
+    ),
+}
+
+
+def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dict[str, Tensor]:
+    """The three sparse causal masks of appendix B.1, figure 11: which keys (columns) a query (row) attends to.
+
+    Every position attends to the text before it, `num_text` positions; an image position also attends
+
+    row:     to itself and the W image positions before it, back to the one right above it;
+    column:  to itself and the image positions above it;
+    conv:    to those of a square kernel around itself that come before it, wrapping around the grid's edges.
+
+    Returns {name: (num_text + W^2, num_text + W^2) bool}.
+    """
+    position = torch.arange(num_text + grid_size**2)
+    query, key = position[:, None], position[None, :]
+    distance = query - key  # in raster order
+    causal = distance >= 0
+    radius = conv_kernel_size // 2
+    in_kernel = torch.zeros_like(causal)
+    for up in range(radius + 1):
+        in_kernel |= (distance - up * grid_size).abs() <= radius
+    seen = {"row": distance <= grid_size, "column": distance % grid_size == 0, "conv": in_kernel}
+    return {name: causal & ((key < num_text) | in_image) for name, in_image in seen.items()}
+
+
+def attention_types(num_layers: int) -> list[str]:
+    """The mask of each layer: row, column, row, row, again and again, and conv in the last (appendix B.1)."""
+    return ["column" if layer % 4 == 1 else "row" for layer in range(num_layers - 1)] + ["conv"]
+
+
+class KeyValueCache:
+    """Keys and values that a layer has computed, so that a new position costs one position's work."""
+
+    def __init__(self):
+        self.keys = self.values = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values (B, heads, new, D / heads); returns all there are."""
+        if self.keys is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Multi-head attention under a mask. Written out, as PyTorch's fused one is slower on a CPU at these lengths."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        out = weights.to(v.dtype) @ v
+        return self.to_out(rearrange(out, "b h s d -> b s (h d)"))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each normalised first and added to the residual stream."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, num_heads)
+        self.norm_2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm_1(x), mask, cache))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class DallE(nn.Module):
+    """The transformer over a joint vocabulary: V text ids, a pad id for each of T text positions, K image ids."""
+
+    def __init__(self, config: DallEConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.num_text_ids = c.text_vocab_size + c.text_seq_len
+        self.start = nn.Parameter(torch.zeros(c.dim))
+        self.embed_token = nn.Embedding(self.num_text_ids + c.image_vocab_size, c.dim)
+        self.embed_text_position = nn.Embedding(c.text_seq_len, c.dim)
+        self.embed_row = nn.Embedding(c.grid_size, c.dim)
+        self.embed_column = nn.Embedding(c.grid_size, c.dim)
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(Block(c.dim, c.num_heads, c.dropout) for _ in range(c.num_layers))
+        self.norm = nn.LayerNorm(c.dim)
+        self.to_logits = nn.Linear(c.dim, self.num_text_ids + c.image_vocab_size)
+        # The start position counts as text. The last image token is predicted, never read, so it has no position.
+        for name, mask in attention_masks(1 + c.text_seq_len, c.grid_size, c.conv_kernel_size).items():
+            self.register_buffer(f"{name}_mask", mask[:-1, :-1], persistent=False)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy, each
+        the mean over its own tokens (section 2.2). Returns it and both parts, in nats a token.
+
+        In training mode, a share `caption_dropout` of the captions becomes the null caption.
+        """
+        if self.training:
+            dropped = torch.rand(len(text_tokens), 1, device=text_tokens.device) < self.config.caption_dropout
+            text_tokens = torch.where(dropped, self.null_caption, text_tokens)
+        text_logits, image_logits = self.logits(text_tokens, image_tokens)
+        text_loss = F.cross_entropy(text_logits.transpose(1, 2), self.text_ids(text_tokens))
+        image_loss = F.cross_entropy(image_logits.transpose(1, 2), image_tokens)
+        weight = self.config.text_loss_weight
+        return weight * text_loss + (1 - weight) * image_loss, {"text_loss": text_loss, "image_loss": image_loss}
+
+    @property
+    def null_caption(self) -> Tensor:
+        """The caption of no caption, (T,): what training drops to, and what guidance steers away from."""
+        return torch.full((self.config.text_seq_len,), PAD_ID, device=self.start.device)
+
+    def text_ids(self, text_tokens: Tensor) -> Tensor:
+        """Text tokens (B, T) with each PAD_ID replaced by the pad id of its position."""
+        pad_ids = self.config.text_vocab_size + torch.arange(self.config.text_seq_len, device=text_tokens.device)
+        return torch.where(text_tokens == PAD_ID, pad_ids, text_tokens)
+
+    def embed_text(self, text_tokens: Tensor) -> Tensor:
+        """The start and a caption (B, T) as inputs (B, 1 + T, D)."""
+        x = self.embed_token(self.text_ids(text_tokens)) + self.embed_text_position.weight
+        return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+
+    def embed_image(self, image_tokens: Tensor, first: int = 0) -> Tensor:
+        """Image tokens (B, n) as inputs (B, n, D), the first of them at place `first` of the grid."""
+        place = torch.arange(first, first + image_tokens.shape[1], device=image_tokens.device)
+        row, column = place // self.config.grid_size, place % self.config.grid_size
+        return self.embed_token(self.num_text_ids + image_tokens) + self.embed_row(row) + self.embed_column(column)
+
+    def transformer(self, x: Tensor, caches: list[KeyValueCache] | None = None, first: int = 0) -> Tensor:
+        """Inputs (B, s, D) at positions `first` ... `first` + s to logits (B, s, V + T + K)."""
+        x = self.dropout(x)
+        end = first + x.shape[1]
+        for layer, (block, kind) in enumerate(zip(self.blocks, attention_types(len(self.blocks)))):
+            mask = self.get_buffer(f"{kind}_mask")[first:end, :end]
+            x = block(x, mask, None if caches is None else caches[layer])
+        return self.to_logits(self.norm(x)).float()
+
+    def logits(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of each text token (B, T, V + T) and each image token (B, N, K), given all tokens before it.
+
+        The joint softmax could put an image token among the text or the reverse; each place keeps its own kind.
+        """
+        x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens[:, :-1])], dim=1)  # (B, S, D)
+        logits = self.transformer(x)
+        num_text = self.config.text_seq_len
+        return logits[:, :num_text, : self.num_text_ids], logits[:, num_text:, self.num_text_ids :]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text_tokens: Tensor,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance_scale: float = 1.0,
+        prefix: Tensor | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """Draw the image tokens (B, N) of captions (B, T), one after another.
+
+        temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
+        top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
+        trained; more exaggerates what the caption changes. prefix (B, n): first image tokens to go on from, the
+        paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
+        """
+        num_images, num_tokens = len(text_tokens), self.config.image_seq_len
+        u = torch.rand(num_images, num_tokens, device=text_tokens.device) if u is None else u
+        image_tokens = text_tokens.new_empty(num_images, 0) if prefix is None else prefix
+        guided = guidance_scale != 1
+        if guided:
+            text_tokens = torch.cat([text_tokens, self.null_caption.expand_as(text_tokens)])
+        caches = [KeyValueCache() for _ in self.blocks]
+        first = 0
+        x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens.repeat(1 + guided, 1))], dim=1)
+        while image_tokens.shape[1] < num_tokens:
+            logits = self.transformer(x, caches, first)[:, -1, self.num_text_ids :]  # (B or 2B, K)
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + guidance_scale * (conditional - unconditional)
+            token = sample_token(logits, temperature, top_k, top_p, u[:, image_tokens.shape[1]])
+            first += x.shape[1]
+            x = self.embed_image(token[:, None].repeat(1 + guided, 1), first=image_tokens.shape[1])
+            image_tokens = torch.cat([image_tokens, token[:, None]], dim=1)
+        return image_tokens
+
+
+def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor) -> Tensor:
+    """Draw a token (B,) from logits (B, K): filtered, then by inversion of the cumulative distribution at u (B,)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probs, tokens = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    if top_k:
+        probs[:, top_k:] = 0
+    before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
+    probs = probs.masked_fill(before >= top_p * probs.sum(dim=-1, keepdim=True), 0)
+    cumulative = probs.cumsum(dim=-1)
+    index = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
+    # Rounding may carry u past the last token kept.
+    index = index.clamp(max=(probs > 0).sum(dim=-1, keepdim=True) - 1)
+    return tokens.gather(1, index).squeeze(1)

@@ -1,0 +1,211 @@
+"""The discrete VAE: images <-> a grid of image tokens (DALL·E, arXiv 2102.12092, section 2.1, appendix A).
+
+The encoder gives, for each cell of a small grid, a distribution over a codebook of K codes; the decoder
+paints an image from one code per cell. Choosing a code has no gradient, so training relaxes the choice
+with the Gumbel-softmax and lowers its temperature tau until the relaxed choice is nearly a hard one.
+
+B batch, C image channels, H image height and width, h token grid height and width, K codebook size,
+D codebook width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+PIXEL_EPS = 0.1  # appendix A.3: pixels live in (eps, 1 - eps), where their logit is finite
+MIN_LOG_B = 0.0  # floor of the predicted scale, see logit_laplace_nll
+
+
+@dataclass
+class DVAEConfig:
+    """Sizes of the discrete VAE; the defaults are the `cpu` preset.
+
+    Raises ValueError if the image cannot be halved `num_downsamples` times.
+    """
+
+    image_size: int = 28  # H
+    image_channels: int = 1  # C
+    codebook_size: int = 256  # K; 8,192 in the paper
+    codebook_dim: int = 64  # D
+    hidden_dim: int = 32  # channels at full resolution; they double with each down-sampling
+    num_downsamples: int = 2  # one token stands for 4x4 pixels; for 8x8 in the paper
+    num_blocks: int = 1  # residual blocks at each resolution
+    beta: float = 0.3  # weight of the KL term, equation (1); 6.6 in the paper leaves blurs of MNIST's small images
+
+    def __post_init__(self):
+        if self.image_size % 2**self.num_downsamples:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}, "
+                f"which {self.num_downsamples} down-samplings need."
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along a side, h."""
+        return self.image_size // 2**self.num_downsamples
+
+
+DVAE_PRESETS = {
+    "cpu": DVAEConfig(),
+    "gpu": DVAEConfig(codebook_dim=128, hidden_dim=64, num_blocks=2),
+    "paper": DVAEConfig(
+        image_size=256,
+        image_channels=3,
+        codebook_size=8192,
+        codebook_dim=128,
+        hidden_dim=256,
+        num_downsamples=3,
+        num_blocks=2,
+        beta=6.6,
+    ),
+}
+
+
+class ResBlock(nn.Module):
+    """Bottleneck block: 1/4 of the channels inside, ReLU first, a small gain on the residual path (appendix A.1)."""
+
+    def __init__(self, in_channels: int, out_channels: int, gain: float):
+        super().__init__()
+        hidden = out_channels // 4
+        self.gain = gain
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.residual = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, out_channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.gain * self.residual(x)
+
+
+def res_blocks(in_channels: int, widths: list[int], num_blocks: int, between: nn.Module) -> list[nn.Module]:
+    """`num_blocks` residual blocks at each of `widths`, with the re-sampling `between` one width and the next."""
+    gain = 1 / (len(widths) * num_blocks) ** 2
+    layers = []
+    for width in widths:
+        if layers:
+            layers.append(between)
+        for _ in range(num_blocks):
+            layers.append(ResBlock(in_channels, width, gain))
+            in_channels = width
+    return layers
+
+
+class DiscreteVAE(nn.Module):
+    """Images to tokens and back; `forward` is the evidence lower bound that training raises."""
+
+    def __init__(self, config: DVAEConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        widths = [c.hidden_dim * 2**i for i in range(c.num_downsamples + 1)]
+        self.encoder = nn.Sequential(
+            nn.Conv2d(c.image_channels, widths[0], 7, padding=3),
+            *res_blocks(widths[0], widths, c.num_blocks, between=nn.MaxPool2d(2)),
+            nn.ReLU(),
+            nn.Conv2d(widths[-1], c.codebook_size, 1),
+        )
+        self.codebook = nn.Embedding(c.codebook_size, c.codebook_dim)
+        self.decoder = nn.Sequential(
+            *res_blocks(c.codebook_dim, widths[::-1], c.num_blocks, between=nn.Upsample(scale_factor=2)),
+            nn.ReLU(),
+            nn.Conv2d(widths[0], 2 * c.image_channels, 1),  # mu and ln b of every pixel value
+        )
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # As in the released dVAE. PyTorch's own initialisation is smaller: the logits start so close together that
+        # the Gumbel noise drowns them.
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, tau: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, equation (1) with its sign turned, of images (B, C, H, H) in [0, 1]: nats a pixel value.
+
+        tau: temperature of the relaxation. kl_weight: share of `beta` in force, 0 to 1, while it warms up.
+        Returns the loss and its parts: `nll` nats a pixel value, `kl` nats a token, and of the hard tokens in the
+        batch `perplexity` and `codes_used`, both at most K.
+        """
+        x = map_pixels(images)
+        logits = self.encoder(x).float()  # (B, K, h, w)
+        q = F.gumbel_softmax(logits, tau=tau, dim=1)  # nearly one-hot when tau is small
+        z = torch.einsum("bkhw,kd->bdhw", q, self.codebook.weight)
+        mu, log_b = self.decoder(z).float().chunk(2, dim=1)  # (B, C, H, H) each
+        nll = logit_laplace_nll(x, mu, log_b).mean()
+        kl = kl_to_uniform(logits).mean()
+        # The paper sums the KL over the tokens and the likelihood over the pixel values, then divides both by the
+        # number of pixel values; with means over each instead, their ratio stays behind.
+        tokens_per_value = self.config.grid_size**2 / images[0].numel()
+        loss = nll + kl_weight * self.config.beta * tokens_per_value * kl
+        return loss, {"nll": nll, "kl": kl, **codebook_use(logits.argmax(dim=1), self.config.codebook_size)}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, H) in [0, 1] to their likeliest image tokens (B, h*w), in 0 .. K - 1, row by row."""
+        return rearrange(self.encoder(map_pixels(images)).argmax(dim=1), "b h w -> b (h w)")
+
+    @torch.no_grad()
+    def decode(self, image_tokens: Tensor) -> Tensor:
+        """Image tokens (B, h*w) to images (B, C, H, H) in [0, 1], the median that the decoder predicts."""
+        z = rearrange(self.codebook(image_tokens), "b (h w) d -> b d h w", h=self.config.grid_size)
+        mu, _ = self.decoder(z).chunk(2, dim=1)
+        return unmap_pixels(torch.sigmoid(mu))
+
+
+def map_pixels(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] to [eps, 1 - eps] (appendix A.3)."""
+    return PIXEL_EPS + (1 - 2 * PIXEL_EPS) * images
+
+
+def unmap_pixels(x: Tensor) -> Tensor:
+    """The inverse of map_pixels, cut off to [0, 1]."""
+    return ((x - PIXEL_EPS) / (1 - 2 * PIXEL_EPS)).clamp(0, 1)
+
+
+def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
+    """Negative log-likelihood of mapped pixels x in (0, 1), elementwise, in nats: appendix A.3, equation (2).
+
+    The logit of x is Laplace-distributed, with median mu and scale b. MNIST's background is exactly black, and a
+    scale without a floor shrinks to nothing there: the loss would be all background, and the strokes would blur.
+    """
+    log_b = log_b.clamp(min=MIN_LOG_B)
+    return (torch.logit(x) - mu).abs() * torch.exp(-log_b) + log_b + math.log(2) + torch.log(x * (1 - x))
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL divergence of softmax(logits) (B, K, h, w) from the uniform prior, (B, h, w): nats a token, 0 to ln K."""
+    log_q = F.log_softmax(logits, dim=1)
+    return (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(dim=1)
+
+
+def codebook_use(image_tokens: Tensor, codebook_size: int) -> dict[str, Tensor]:
+    """How much of the codebook some tokens use: `perplexity`, exp of the entropy of their histogram, and the number
+    of `codes_used`. A codebook that collapses has a perplexity near 1."""
+    counts = torch.bincount(image_tokens.flatten(), minlength=codebook_size)
+    entropy = torch.special.entr(counts / counts.sum()).sum()
+    return {"perplexity": entropy.exp(), "codes_used": (counts > 0).sum()}
+
+
+def tau_schedule(progress: float) -> float:
+    """Temperature at a share `progress` of the training: a cosine from 1 to 1/16, then 1/16 (appendix A.2)."""
+    return cosine(1.0, 1 / 16, progress / 0.8)
+
+
+def kl_weight_schedule(progress: float) -> float:
+    """Share of beta at a share `progress` of the training: a cosine from 0 to 1 in the first third (appendix A.2)."""
+    return cosine(0.0, 1.0, progress / 0.33)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * min(progress, 1.0)))

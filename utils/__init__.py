@@ -1,0 +1,1 @@
+"""What the papers do not say: data, prompts, the training loop, checkpoints, plots and command lines."""

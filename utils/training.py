@@ -1,0 +1,223 @@
+"""The one training loop: device, precision, processes, schedule, averaging, metrics, checkpoints, resuming."""
+
+import csv
+import functools
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from utils.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.cli import TrainingConfig, UserError
+from utils.plots import plot_metrics
+
+METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
+
+
+def train(
+    kind: str, model: nn.Module, training: TrainingConfig, args, num_images: int, loss_of_batch, sample, matrices=(), **extra
+) -> Path:
+    """Train `model` and return the path of its last checkpoint, OUTPUT_DIR/KIND-STEP.pt.
+
+    loss_of_batch(model, index, step) -> (loss, {name: scalar tensor}), for the images at `index` (B,) of the
+    training set; it must call `model` itself, not a method of it, so that several processes stay in step.
+    sample(model, step) -> {name: number}, writes a sample grid of that step and gives held-out metrics.
+    `matrices` are the parameters that Muon trains; AdamW trains the rest. `extra` goes into the checkpoint.
+
+    Everything random in a step follows from (seed, step): a run that was stopped and resumed sees the same images,
+    captions and noise as one that was not.
+
+    Raises UserError if the batch does not divide among the processes, or a resumed run has another model.
+    """
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if training.batch_size % accelerator.num_processes:
+        raise UserError(f"--batch_size {training.batch_size} does not divide among {accelerator.num_processes} processes.")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    model = model.to(accelerator.device)
+    optimizers = make_optimizers(model, training, matrices)
+    ema = None
+    if training.ema_decay:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
+
+    step = resume(kind, model, ema, optimizers, args) if args.resume else 0
+    if args.compile:
+        print("Compiling the model; the first step takes half a minute ...", flush=True)
+    trained, *optimizers = accelerator.prepare(torch.compile(model) if args.compile else model, *optimizers)
+    describe(kind, model, training, args, accelerator)
+
+    train_log = MetricsLog(args.output_dir / "metrics.csv", step)
+    held_out_log = MetricsLog(args.output_dir / "held_out_metrics.csv", step)
+    pending, held_out = [], {}
+    progress = tqdm(total=training.num_training_steps, initial=step, desc=kind, disable=not accelerator.is_main_process)
+    while step < training.num_training_steps:
+        index = batch_index(step, num_images, training.batch_size, args.seed, accelerator)
+        seed_step(args.seed, step, accelerator.process_index)
+        learning_rate = schedule(step, training)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+        loss, metrics = loss_of_batch(trained, index, step)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if ema is not None:
+            ema.update_parameters(model)
+
+        step += 1
+        progress.update()
+        metrics = {"loss": loss, **metrics}
+        pending.append((step, learning_rate, torch.stack([value.detach().float() for value in metrics.values()])))
+        last = step == training.num_training_steps
+        saves, samples = last or step % training.save_every == 0, last or step % training.sample_every == 0
+        if saves or samples or step % METRICS_EVERY == 0:
+            rows = fetch_metrics(pending, list(metrics), accelerator)
+            pending = []
+            progress.set_postfix({**{k: f"{v:.4g}" for k, v in rows[-1].items() if k not in ("step", "learning_rate")}})
+            if accelerator.is_main_process:
+                train_log.write(rows)
+        if samples and accelerator.is_main_process:
+            sampled = (model if ema is None else ema.module).eval()
+            with torch.no_grad():
+                held_out = sample(sampled, step)
+            model.train()
+            held_out_log.write([{"step": step, **held_out}])
+            plot_metrics(train_log.path, args.output_dir / "loss.png", kind)
+            progress.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
+        path = args.output_dir / f"{kind}-{step}.pt"
+        if saves and accelerator.is_main_process:
+            save_checkpoint(
+                path,
+                {
+                    "kind": kind,
+                    "config": asdict(model.config),
+                    "step": step,
+                    "model": model.state_dict(),
+                    "ema": None if ema is None else ema.module.state_dict(),
+                    "optimizer": [optimizer.state_dict() for optimizer in optimizers],
+                    "training": asdict(training),
+                    "rng": {"seed": args.seed},
+                    "metrics": {**rows[-1], **held_out},
+                    **extra,
+                },
+            )
+        accelerator.wait_for_everyone()
+    progress.close()
+    return path
+
+
+def make_optimizers(model: nn.Module, training: TrainingConfig, matrices) -> list[torch.optim.Optimizer]:
+    """Muon for `matrices`, if any, and AdamW for the other parameters; both take steps of the same size."""
+    by_muon = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in by_muon]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers = [torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.96))]
+    if by_muon:
+        optimizers.append(
+            torch.optim.Muon(
+                list(matrices), lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def schedule(step: int, training: TrainingConfig) -> float:
+    """The learning rate of a step: a linear warm-up, then half a cosine down to 0."""
+    warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
+    return training.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / training.num_training_steps))
+
+
+def batch_index(step: int, num_images: int, batch_size: int, seed: int, accelerator: Accelerator) -> Tensor:
+    """Which images this process sees at a step: its share of a global batch that runs through one shuffled
+    epoch after another."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // num_images
+    orders = {epoch: shuffled(num_images, seed, epoch) for epoch in epochs.unique().tolist()}
+    index = torch.stack([orders[epoch][position % num_images] for epoch, position in zip(epochs.tolist(), positions.tolist())])
+    share = batch_size // accelerator.num_processes
+    return index[accelerator.process_index * share :][:share].to(accelerator.device)
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    # A generator takes 32 bits of its seed, so the three numbers are hashed into that many.
+    torch.manual_seed(hash((seed, step, process)) % 2**32)
+
+
+@functools.lru_cache(maxsize=2)
+def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**32)
+    return torch.randperm(num_images, generator=generator)
+
+
+def resume(kind: str, model: nn.Module, ema: nn.Module | None, optimizers: list, args) -> int:
+    """Load the newest checkpoint of the output folder, if there is one, and return its step."""
+    path = newest_checkpoint(args.output_dir, kind)
+    if path is None:
+        print(f"{args.output_dir} has no {kind} checkpoint to resume from, so training starts at step 0.", flush=True)
+        return 0
+    checkpoint = load_checkpoint(path, kind)
+    if checkpoint["config"] != asdict(model.config):
+        raise UserError(f"{path} holds a model of other sizes than the flags ask for; resume with the flags it was begun with.")
+    if (checkpoint["ema"] is None) != (ema is None) or len(checkpoint["optimizer"]) != len(optimizers):
+        raise UserError(f"{path} was trained with other settings; resume with the flags it was begun with.")
+    model.load_state_dict(checkpoint["model"])
+    if ema is not None:
+        ema.module.load_state_dict(checkpoint["ema"])
+        ema.n_averaged.fill_(checkpoint["step"])
+    for optimizer, state in zip(optimizers, checkpoint["optimizer"]):
+        optimizer.load_state_dict(state)
+    args.seed = checkpoint["rng"]["seed"]
+    print(f"Resuming from {path}", flush=True)
+    return checkpoint["step"]
+
+
+def describe(kind: str, model: nn.Module, training: TrainingConfig, args, accelerator: Accelerator) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(
+        f"Training {kind}, preset {args.preset}: {parameters:,} parameters, {training.num_training_steps} steps of "
+        f"{training.batch_size} images on {accelerator.num_processes} x {accelerator.device}, "
+        f"mixed precision {args.mixed_precision}, into {args.output_dir}",
+        flush=True,
+    )
+
+
+def fetch_metrics(pending: list[tuple], names: list[str], accelerator: Accelerator) -> list[dict]:
+    """The metrics of some steps as rows, {step, learning_rate, loss, ...}, averaged over the processes."""
+    values = accelerator.reduce(torch.stack([values for _, _, values in pending]), reduction="mean").tolist()
+    return [
+        {"step": step, "learning_rate": learning_rate, **dict(zip(names, row))}
+        for (step, learning_rate, _), row in zip(pending, values)
+    ]
+
+
+class MetricsLog:
+    """Rows of a CSV file, one a step. Opened at `step`, it drops what an earlier run wrote after that step."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        rows = []
+        if step and path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        path.unlink(missing_ok=True)
+        self.write(rows)
+
+    def write(self, rows: list[dict]) -> None:
+        if not rows:
+            return
+        is_new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            if is_new:
+                writer.writeheader()
+            writer.writerows(rows)
