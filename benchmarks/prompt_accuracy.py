@@ -1,0 +1,48 @@
+"""How often a separately trained classifier reads the prompted digit in what DALL·E draws (100 images a digit)."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
+
+import torch
+from accelerate import PartialState
+from generate_mnist import Pipeline
+from utils.cli import ArgumentParser, add_data_flags, run
+from utils.data import load_digits
+from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
+from utils.scoring import accuracy, train_classifier
+
+SAMPLING = {
+    "plain, temperature 1": {},
+    "default": {"top_p": 0.95, "guidance_scale": 2.0},
+}
+IMAGES_A_PROMPT = 50
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
+    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
+    add_data_flags(parser)
+    args = parser.parse_args()
+    device = PartialState().device
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
+    print("Training the classifier ...", flush=True)
+    classifier = train_classifier(train_set)
+    images, labels = test_set[:]
+    print(f"classifier on the test images: {accuracy(classifier, images, labels):.2%}")
+    reconstructions = torch.cat([pipeline.dvae.decode(pipeline.dvae.encode(part)) for part in images.split(500)])
+    print(f"dVAE on the test images: MSE {(reconstructions - images).square().mean():.5f}")
+    print(f"classifier on their reconstructions: {accuracy(classifier, reconstructions, labels):.2%}")
+    prompts = [prompt for prompt in PROMPTS for _ in range(IMAGES_A_PROMPT)]
+    digits = torch.tensor([DIGIT_OF_PROMPT[prompt] for prompt in prompts], device=device)
+    for name, sampling in SAMPLING.items():
+        drawn = pipeline.draw(prompts, list(range(len(prompts))), **sampling)
+        print(f"prompt accuracy of {len(prompts)} samples, {name}: {accuracy(classifier, drawn, digits):.2%}")
+
+
+if __name__ == "__main__":
+    run(main)
