@@ -13,10 +13,10 @@ from accelerate import PartialState
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.transforms.functional import to_pil_image
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, positive_int, run, seed_number
-from utils.data import Images, load_digits
+from utils.data import load_digits
 from utils.plots import save_grid
 from utils.prompts import DIGIT_OF_PROMPT, PROMPTS, PromptTokenizer, check_prompt
 
@@ -43,7 +43,9 @@ class Pipeline:
         dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
         if fingerprint(dvae) != checkpoint["dvae"]["fingerprint"]:
             trained_on = checkpoint["dvae"]["file"]
-            raise UserError(f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}.")
+            raise UserError(
+                f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}."
+            )
         dall_e = load_model(checkpoint, DallE, DallEConfig)
         return cls(PromptTokenizer.from_json(checkpoint["tokenizer"]), dall_e.to(device), dvae.to(device))
 
@@ -53,7 +55,9 @@ class Pipeline:
         device = self.dall_e.start.device
         text_tokens = self.tokenizer.encode(prompts, self.dall_e.config.text_seq_len).to(device)
         num_tokens = self.dall_e.config.image_seq_len
-        u = torch.stack([torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+        u = torch.stack([torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
+            device
+        )
         images = []
         for i in range(0, len(prompts), SLICE):
             part = slice(i, i + SLICE)
@@ -91,17 +95,40 @@ def main() -> None:
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--prompts", nargs="+", metavar="PROMPT", help="digits as words or numerals (default: 64 random ones)")
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", help="digits as words or numerals (default: 64 random ones)"
+    )
     parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
-    parser.add_argument("--temperature", type=number(float, 0, 100), default=1.0, help="below 1 plays safe; 0 takes the likeliest token")
-    parser.add_argument("--top_k", type=number(int, 0), default=0, help="draw among the k likeliest tokens; 0: among all")
-    parser.add_argument("--top_p", type=number(float, 1e-6, 1), default=0.95, help="draw among the likeliest tokens of this total probability")
-    parser.add_argument("--guidance_scale", type=number(float, 0, 100), default=2.0, help="how much the caption is exaggerated; 1: not at all")
-    parser.add_argument("--complete_rows", type=number(int, 0), default=0, help="keep so many rows of tokens of test images, and draw the rest")
+    parser.add_argument(
+        "--temperature", type=number(float, 0, 100), default=1.0, help="below 1 plays safe; 0 takes the likeliest token"
+    )
+    parser.add_argument(
+        "--top_k", type=number(int, 0), default=0, help="draw among the k likeliest tokens; 0: among all"
+    )
+    parser.add_argument(
+        "--top_p",
+        type=number(float, 1e-6, 1),
+        default=0.95,
+        help="draw among the likeliest tokens of this total probability",
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=number(float, 0, 100),
+        default=2.0,
+        help="how much the caption is exaggerated; 1: not at all",
+    )
+    parser.add_argument(
+        "--complete_rows",
+        type=number(int, 0),
+        default=0,
+        help="keep so many rows of tokens of test images, and draw the rest",
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
     parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "dall_e_samples", help="where the images go")
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "output" / "dall_e_samples", help="where the images go"
+    )
     add_data_flags(parser)
     return parser.parse_args()
 
@@ -127,12 +154,16 @@ def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Te
     rows alone, (B, rows * w)."""
     config = pipeline.dvae.config
     if args.complete_rows >= config.grid_size:
-        raise UserError(f"--complete_rows {args.complete_rows} leaves nothing to draw; images have {config.grid_size} rows of tokens.")
+        raise UserError(
+            f"--complete_rows {args.complete_rows} leaves nothing to draw; images have {config.grid_size} rows of tokens."
+        )
     device = pipeline.dall_e.start.device
     _, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
     rng = random.Random(args.seed)
     of_digit = {digit: torch.where(test_set.labels == digit)[0].tolist() for digit in DIGIT_OF_PROMPT.values()}
-    images, _ = test_set[torch.tensor([rng.choice(of_digit[DIGIT_OF_PROMPT[prompt]]) for prompt in prompts], device=device)]
+    images, _ = test_set[
+        torch.tensor([rng.choice(of_digit[DIGIT_OF_PROMPT[prompt]]) for prompt in prompts], device=device)
+    ]
     pixel_rows = args.complete_rows * config.image_size // config.grid_size
     return images, pipeline.dvae.encode(images[:, :, :pixel_rows])
 
@@ -145,7 +176,7 @@ def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: P
     """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
     names = [f"{i:04d}-{prompt}.png" for i, prompt in enumerate(prompts)]
     for name, image in zip(names, (images.cpu() * 255).round().to(torch.uint8)):
-        write_png(image, str(folder / name))
+        to_pil_image(image).save(folder / name)
     with open(folder / "samples.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "prompt", "seed"])

@@ -9,15 +9,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from accelerate import PartialState
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
 from utils.data import load_digits
 from utils.plots import save_grid
 from utils.training import train
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=1100, sample_every=550),
-    "gpu": TrainingConfig(num_training_steps=30_000, batch_size=128, learning_rate=2e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
-    "paper": TrainingConfig(num_training_steps=3_000_000, batch_size=512, learning_rate=1e-4, ema_decay=0.999, save_every=10_000, sample_every=10_000),
+    "cpu": TrainingConfig(
+        num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=1100, sample_every=550
+    ),
+    "gpu": TrainingConfig(
+        num_training_steps=30_000,
+        batch_size=128,
+        learning_rate=2e-3,
+        ema_decay=0.999,
+        save_every=5000,
+        sample_every=2500,
+    ),
+    "paper": TrainingConfig(
+        num_training_steps=3_000_000,
+        batch_size=512,
+        learning_rate=1e-4,
+        ema_decay=0.999,
+        save_every=10_000,
+        sample_every=10_000,
+    ),
 }
 NUM_HELD_OUT = 1000  # test images that each sample step measures
 NUM_SHOWN = 16  # and shows
@@ -32,7 +48,10 @@ def main() -> None:
 def train_dvae(args, config, training: TrainingConfig) -> Path:
     """Train a discrete VAE and return its last checkpoint."""
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, PartialState().device)
-    config = replace(config, image_size=train_set.pixels.shape[-1])
+    try:
+        config = replace(config, image_size=train_set.pixels.shape[-1])
+    except ValueError as error:
+        raise UserError(f"{error} Choose another --num_downsamples or --preset.") from error
     torch.manual_seed(args.seed)
     model = DiscreteVAE(config).to(memory_format=torch.channels_last)  # twice as fast as channels first, on a CPU
 

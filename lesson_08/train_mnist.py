@@ -18,11 +18,11 @@ from torch import Tensor
 from train_dvae import TRAINING as DVAE_TRAINING
 from train_dvae import train_dvae
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run
 from utils.data import Images, load_digits
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
-from utils.training import train
+from utils.training import check_memory, train
 
 TRAINING = {
     "cpu": TrainingConfig(num_training_steps=1500, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
@@ -55,7 +55,9 @@ SAMPLE_PROMPTS = [PROMPTS[2 * digit + spelling] for spelling in (0, 1, 0, 1) for
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--dvae_checkpoint", help="the dVAE whose tokens are learned (default: the newest in output/dvae)")
+    parser.add_argument(
+        "--dvae_checkpoint", help="the dVAE whose tokens are learned (default: the newest in output/dvae)"
+    )
     args, config, training = parse_training_flags(parser, DALL_E_PRESETS, TRAINING, ROOT / "output" / "dall_e")
     dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae") or train_missing_dvae(args)
     dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(PartialState().device)
@@ -75,6 +77,8 @@ def main() -> None:
         image_vocab_size=dvae.config.codebook_size,
         grid_size=dvae.config.grid_size,
     )
+    with torch.device("meta"):
+        check_memory(DallE(config), PartialState().device)
     torch.manual_seed(args.seed)
     model = DallE(config)
 
@@ -84,7 +88,9 @@ def main() -> None:
     def sample(model, step):
         torch.manual_seed(args.seed)  # the same prompts and the same luck at each step, so that grids compare
         images = dvae.decode(model.generate(sample_text))
-        save_grid(images, args.output_dir / f"sample-{step}.png", columns=10, captions=SAMPLE_PROMPTS, title=f"step {step}")
+        save_grid(
+            images, args.output_dir / f"sample-{step}.png", columns=10, captions=SAMPLE_PROMPTS, title=f"step {step}"
+        )
         rows = [" ".join(SAMPLE_PROMPTS[i : i + 10]) for i in range(0, len(SAMPLE_PROMPTS), 10)]
         (args.output_dir / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n")
         _, losses = model(prompts_of(test_set.labels[:NUM_HELD_OUT]), test_tokens)

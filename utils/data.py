@@ -45,14 +45,17 @@ def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device
     with PartialState().local_main_process_first():
         splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)
     return tuple(
-        Images(pixels[:, None].repeat(1, image_channels, 1, 1).to(device), labels.to(device)) for pixels, labels in splits
+        Images(pixels[:, None].repeat(1, image_channels, 1, 1).to(device), labels.to(device))
+        for pixels, labels in splits
     )
 
 
 def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
     """The two splits of MNIST, each pixels (N, 28, 28) uint8 and labels (N,), downloaded to `data_dir` on first use."""
     raw = data_dir / "MNIST" / "raw"
-    names = {split: (raw / f"{split}-images-idx3-ubyte", raw / f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")}
+    names = {
+        split: (raw / f"{split}-images-idx3-ubyte", raw / f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")
+    }
     if not all(file.exists() for files in names.values() for file in files):
         print(f"Downloading MNIST to {data_dir} ...", flush=True)
         try:
@@ -68,7 +71,9 @@ def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
         pixels = read_idx(read_image_file, images_file)
         labels = read_idx(read_label_file, labels_file)
         if pixels.shape != (len(labels), 28, 28):
-            raise UserError(f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels; delete it and run again.")
+            raise UserError(
+                f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels; delete it and run again."
+            )
         splits.append((pixels, labels))
     return splits
 

@@ -18,7 +18,9 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     rows = -(-count // columns)
     gap = round(0.4 * height) if captions else 0
     canvas = torch.ones(rows * (height + gap), columns * width, 3)
-    figure = Figure(figsize=(columns * INCHES_A_CELL, rows * INCHES_A_CELL * (1 + gap / height) + 0.4 * bool(title)), dpi=100)
+    figure = Figure(
+        figsize=(columns * INCHES_A_CELL, rows * INCHES_A_CELL * (1 + gap / height) + 0.4 * bool(title)), dpi=100
+    )
     axes = figure.add_axes((0, 0, 1, 1 - 0.4 * bool(title) / figure.get_figheight()))
     axes.set_axis_off()
     for i, image in enumerate(images):

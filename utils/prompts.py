@@ -47,7 +47,9 @@ class PromptTokenizer:
     def vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def encode(self, prompts: list[str], text_seq_len: int, dropout: float = 0.0, rng: random.Random | None = None) -> Tensor:
+    def encode(
+        self, prompts: list[str], text_seq_len: int, dropout: float = 0.0, rng: random.Random | None = None
+    ) -> Tensor:
         """Prompts to text tokens (B, T) int64, PAD_ID after the caption's end.
 
         With `dropout`, each merge is passed over with that probability, as drawn from `rng`.
@@ -100,7 +102,9 @@ class PromptSampler:
     Each spelling is tokenised `num_draws` times with BPE dropout beforehand, so a batch is an index look-up.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer, text_seq_len: int, dropout: float, seed: int, device, num_draws: int = 256):
+    def __init__(
+        self, tokenizer: PromptTokenizer, text_seq_len: int, dropout: float, seed: int, device, num_draws: int = 256
+    ):
         rng = random.Random(seed)
         drawn = tokenizer.encode([p for p in PROMPTS for _ in range(num_draws)], text_seq_len, dropout, rng)
         self.table = drawn.view(len(SPELLINGS), -1, text_seq_len).to(device)  # (digit, spelling and draw, T)

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,7 +21,15 @@ METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for th
 
 
 def train(
-    kind: str, model: nn.Module, training: TrainingConfig, args, num_images: int, loss_of_batch, sample, matrices=(), **extra
+    kind: str,
+    model: nn.Module,
+    training: TrainingConfig,
+    args,
+    num_images: int,
+    loss_of_batch,
+    sample,
+    matrices=(),
+    **extra,
 ) -> Path:
     """Train `model` and return the path of its last checkpoint, OUTPUT_DIR/KIND-STEP.pt.
 
@@ -36,7 +45,9 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if training.batch_size % accelerator.num_processes:
-        raise UserError(f"--batch_size {training.batch_size} does not divide among {accelerator.num_processes} processes.")
+        raise UserError(
+            f"--batch_size {training.batch_size} does not divide among {accelerator.num_processes} processes."
+        )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     optimizers = make_optimizers(model, training, matrices)
@@ -113,6 +124,19 @@ def train(
     return path
 
 
+def check_memory(model: nn.Module, device: torch.device) -> None:
+    """Raises UserError if training `model`, given on the meta device, needs more memory than `device` has: 16 bytes a
+    parameter for weights, gradients and the optimizer's two moments, in float32."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+    if 16 * parameters > memory:
+        raise UserError(
+            f"Training {parameters / 1e9:.1f} billion parameters takes {16 * parameters / 2**30:.0f} GiB and {device} has "
+            f"{memory / 2**30:.0f}; choose a smaller --preset, or smaller sizes."
+        )
+
+
 def make_optimizers(model: nn.Module, training: TrainingConfig, matrices) -> list[torch.optim.Optimizer]:
     """Muon for `matrices`, if any, and AdamW for the other parameters; both take steps of the same size."""
     by_muon = {id(parameter) for parameter in matrices}
@@ -125,7 +149,10 @@ def make_optimizers(model: nn.Module, training: TrainingConfig, matrices) -> lis
     if by_muon:
         optimizers.append(
             torch.optim.Muon(
-                list(matrices), lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
+                list(matrices),
+                lr=training.learning_rate,
+                weight_decay=training.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
         )
     return optimizers
@@ -143,7 +170,9 @@ def batch_index(step: int, num_images: int, batch_size: int, seed: int, accelera
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_images
     orders = {epoch: shuffled(num_images, seed, epoch) for epoch in epochs.unique().tolist()}
-    index = torch.stack([orders[epoch][position % num_images] for epoch, position in zip(epochs.tolist(), positions.tolist())])
+    index = torch.stack(
+        [orders[epoch][position % num_images] for epoch, position in zip(epochs.tolist(), positions.tolist())]
+    )
     share = batch_size // accelerator.num_processes
     return index[accelerator.process_index * share :][:share].to(accelerator.device)
 
@@ -167,7 +196,9 @@ def resume(kind: str, model: nn.Module, ema: nn.Module | None, optimizers: list,
         return 0
     checkpoint = load_checkpoint(path, kind)
     if checkpoint["config"] != asdict(model.config):
-        raise UserError(f"{path} holds a model of other sizes than the flags ask for; resume with the flags it was begun with.")
+        raise UserError(
+            f"{path} holds a model of other sizes than the flags ask for; resume with the flags it was begun with."
+        )
     if (checkpoint["ema"] is None) != (ema is None) or len(checkpoint["optimizer"]) != len(optimizers):
         raise UserError(f"{path} was trained with other settings; resume with the flags it was begun with.")
     model.load_state_dict(checkpoint["model"])

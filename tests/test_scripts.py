@@ -1,0 +1,171 @@
+"""The scripts of lesson 8 as a reader runs them, at tiny settings, and their answers to mistakes."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
+TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
+
+
+def script(name, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "lesson_08" / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def succeeds(*arguments, **kwargs):
+    result = script(*arguments, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a run with spaces")
+    succeeds(
+        "train_dvae.py", *TINY_DVAE, "--num_training_steps", 4, "--sample_every", 2, "--output_dir", folder / "dvae"
+    )
+    sizes = ("--num_training_steps", 3, "--dim", 16, "--num_layers", 2)
+    files = ("--dvae_checkpoint", folder / "dvae/dvae-4.pt", "--output_dir", folder / "dall_e")
+    succeeds("train_mnist.py", *TINY, *sizes, *files, cwd=ROOT / "lesson_08")
+    return folder
+
+
+def read_image(path):
+    return pil_to_tensor(Image.open(path))
+
+
+def generate(trained, *arguments):
+    models = ("--dvae_checkpoint", trained / "dvae/dvae-4.pt", "--dall_e_checkpoint", trained / "dall_e/dall_e-3.pt")
+    return script("generate_mnist.py", *models, *arguments)
+
+
+def test_runs_write_what_they_promise(trained):
+    names = {path.name for path in (trained / "dvae").iterdir()}
+    assert names == {"dvae-4.pt", "sample-2.png", "sample-4.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+    names = {path.name for path in (trained / "dall_e").iterdir()}
+    assert names == {
+        "dall_e-3.pt",
+        "sample-3.png",
+        "sample_prompts-3.txt",
+        "metrics.csv",
+        "held_out_metrics.csv",
+        "loss.png",
+    }
+    checkpoint = torch.load(trained / "dall_e/dall_e-3.pt", weights_only=True)
+    assert checkpoint.keys() >= {"kind", "config", "tokenizer", "step", "model", "ema", "optimizer", "rng", "metrics"}
+    with open(trained / "dvae/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and rows[0].keys() >= {
+        "loss",
+        "kl",
+        "perplexity",
+        "tau",
+    }
+
+
+def test_generating_writes_every_image_and_its_row(trained, tmp_path):
+    result = generate(
+        trained, "--prompts", "seven", "7", "TWO", "--num_samples", 2, "--seed", 5, "--output_dir", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "samples.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == ["seven", "seven", "7", "7", "two", "two"]
+    assert [row["seed"] for row in rows] == ["5", "6", "7", "8", "9", "10"]
+    assert all(read_image(tmp_path / row["file"]).shape == (1, 28, 28) for row in rows)
+    assert (tmp_path / "grid.png").exists()
+    alone = tmp_path / "alone"
+    assert generate(trained, "--prompts", 7, "--seed", 8, "--output_dir", alone).returncode == 0
+    again = read_image(alone / "0000-7.png").int()
+    assert (again - read_image(tmp_path / rows[3]["file"]).int()).abs().max() <= 1
+
+
+def test_random_prompts_are_printed_as_rows(trained, tmp_path):
+    result = generate(trained, "--output_dir", tmp_path)
+    assert [len(line.split()) for line in result.stdout.splitlines()[:8]] == [8] * 8
+    assert len(list(tmp_path.glob("0*.png"))) == 64
+
+
+def test_completion(trained, tmp_path):
+    result = generate(
+        trained, "--prompts", "3", "eight", "--complete_rows", 3, "--dataset", "mnist_5k", "--output_dir", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("0*.png"))) == 2
+
+
+def test_a_dvae_of_three_channels_trains(tmp_path):
+    succeeds("train_dvae.py", *TINY_DVAE, "--image_channels", 3, "--num_training_steps", 2, "--output_dir", tmp_path)
+    assert (tmp_path / "dvae-2.pt").exists()
+
+
+def test_resume_goes_on(trained, tmp_path):
+    arguments = ("train_dvae.py", *TINY_DVAE, "--output_dir", tmp_path, "--resume", "--num_training_steps")
+    assert "starts at step 0" in succeeds(*arguments, 2).stdout
+    assert "Resuming from" in succeeds(*arguments, 4).stdout
+    assert (tmp_path / "dvae-4.pt").exists()
+
+
+MISTAKES = [
+    (["--prompts", "eleven"], "unknown"),
+    (["--prompts", ""], "unknown"),
+    (["--prompts", "seven", "--temperature", "-1"], "temperature"),
+    (["--prompts", "seven", "--temperature", "nan"], "temperature"),
+    (["--prompts", "seven", "--num_samples", "0"], "num_samples"),
+    (["--prompts", "seven", "--top_p", "2"], "top_p"),
+    (["--complete_rows", "7"], "leaves nothing"),
+    (["--dvae_checkpoint", "nowhere.pt"], "nowhere.pt"),
+    (["--dall_e_checkpoint", "requirements.txt"], "not a checkpoint"),
+]
+
+
+@pytest.mark.parametrize("arguments,reason", MISTAKES)
+def test_mistakes_are_answered_in_one_sentence(trained, tmp_path, arguments, reason):
+    result = generate(trained, *arguments, "--output_dir", tmp_path / "none")
+    assert result.returncode == 2 and reason in result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_checkpoints_that_do_not_belong_together_are_refused(trained, tmp_path):
+    swapped = script(
+        "generate_mnist.py",
+        "--dvae_checkpoint",
+        trained / "dall_e/dall_e-3.pt",
+        "--dall_e_checkpoint",
+        trained / "dall_e/dall_e-3.pt",
+    )
+    assert swapped.returncode == 2 and "a dvae checkpoint is needed" in swapped.stderr
+    succeeds("train_dvae.py", *TINY_DVAE, "--seed", 1, "--num_training_steps", 1, "--output_dir", tmp_path)
+    result = script(
+        "generate_mnist.py",
+        "--dvae_checkpoint",
+        tmp_path / "dvae-1.pt",
+        "--dall_e_checkpoint",
+        trained / "dall_e/dall_e-3.pt",
+    )
+    assert result.returncode == 2 and "another dVAE" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["train_dvae.py", "train_mnist.py", "generate_mnist.py"])
+def test_help_explains_each_flag(name):
+    assert "--seed" in succeeds(name, "--help").stdout
+
+
+def test_the_paper_preset_says_what_it_cannot_do():
+    result = script("train_dvae.py", "--preset", "paper", "--dataset", "mnist_5k")
+    assert result.returncode == 2 and "multiple of 8" in result.stderr
+
+
+def test_a_model_larger_than_the_memory_is_refused(trained):
+    dvae = ("--dvae_checkpoint", trained / "dvae/dvae-4.pt", "--dataset", "mnist_5k")
+    result = script("train_mnist.py", "--preset", "paper", "--dim", 62 * 640, *dvae)
+    assert result.returncode == 2 and "GiB" in result.stderr and "Traceback" not in result.stderr
