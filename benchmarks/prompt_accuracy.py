@@ -8,7 +8,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
 
 import torch
 from accelerate import PartialState
-from generate_mnist import Pipeline
+from generate_mnist import DEFAULT_SAMPLING, Pipeline
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import load_digits
 from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
@@ -16,7 +16,7 @@ from utils.scoring import accuracy, train_classifier
 
 SAMPLING = {
     "plain, temperature 1": {},
-    "default": {"top_p": 0.95, "guidance_scale": 2.0},
+    "default": DEFAULT_SAMPLING,
 }
 IMAGES_A_PROMPT = 50
 

@@ -22,6 +22,7 @@ from utils.prompts import DIGIT_OF_PROMPT, PROMPTS, PromptTokenizer, check_promp
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 SLICE = 128  # images drawn at once
+DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
 
 
 @dataclass
@@ -73,7 +74,7 @@ def main() -> None:
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, PartialState().device)
     prompts, columns = choose_prompts(args)
     seeds = [args.seed + i for i in range(len(prompts))]
-    sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+    sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
     if args.complete_rows:
         originals, prefix = image_tops(pipeline, prompts, args)
         images = pipeline.draw(prompts, seeds, prefix=prefix, **sampling)
@@ -100,21 +101,17 @@ def parse_args():
     )
     parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
     parser.add_argument(
-        "--temperature", type=number(float, 0, 100), default=1.0, help="below 1 plays safe; 0 takes the likeliest token"
+        "--temperature", type=number(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
     )
-    parser.add_argument(
-        "--top_k", type=number(int, 0), default=0, help="draw among the k likeliest tokens; 0: among all"
-    )
+    parser.add_argument("--top_k", type=number(int, 0), help="draw among the k likeliest tokens; 0: among all")
     parser.add_argument(
         "--top_p",
         type=number(float, 1e-6, 1),
-        default=0.95,
         help="draw among the likeliest tokens of this total probability",
     )
     parser.add_argument(
         "--guidance_scale",
         type=number(float, 0, 100),
-        default=2.0,
         help="how much the caption is exaggerated; 1: not at all",
     )
     parser.add_argument(
@@ -130,6 +127,7 @@ def parse_args():
         "--output_dir", type=Path, default=ROOT / "output" / "dall_e_samples", help="where the images go"
     )
     add_data_flags(parser)
+    parser.set_defaults(**DEFAULT_SAMPLING)
     return parser.parse_args()
 
 
