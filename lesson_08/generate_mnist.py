@@ -1,6 +1,5 @@
 """Draw digits for prompts with a trained DALL·E. Writes PNGs, samples.csv and a grid to output/dall_e_samples."""
 
-import csv
 import random
 import sys
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from accelerate import PartialState
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, positive_int, run, seed_number
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, run
 from utils.data import load_digits
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS, PromptTokenizer, check_prompt
+from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
+from utils.samples import add_sample_flags, choose_prompts, write_images
 
-NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 SLICE = 128  # images drawn at once
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
 
@@ -76,16 +74,13 @@ def main() -> None:
     seeds = [args.seed + i for i in range(len(prompts))]
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
     if args.complete_rows:
-        originals, prefix = image_tops(pipeline, prompts, args)
+        originals, kept, prefix = image_tops(pipeline, prompts, args)
         images = pipeline.draw(prompts, seeds, prefix=prefix, **sampling)
     else:
         images = pipeline.draw(prompts, seeds, **sampling)
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     write_images(images, prompts, seeds, args.output_dir)
     if args.complete_rows:
-        kept = originals.clone()
-        kept[:, :, args.complete_rows * images.shape[-1] // pipeline.dvae.config.grid_size :] = 0.5
         images = torch.cat([torch.cat(parts) for parts in zip(*(x.split(columns) for x in (originals, kept, images)))])
         captions = [c for row in range(0, len(prompts), columns) for c in row_captions(prompts[row : row + columns])]
         save_grid(images, args.output_dir / "grid.png", columns, captions)
@@ -96,10 +91,7 @@ def main() -> None:
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--prompts", nargs="+", metavar="PROMPT", help="digits as words or numerals (default: 64 random ones)"
-    )
-    parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
+    add_sample_flags(parser, ROOT / "output" / "dall_e_samples")
     parser.add_argument(
         "--temperature", type=number(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
     )
@@ -120,36 +112,16 @@ def parse_args():
         default=0,
         help="keep so many rows of tokens of test images, and draw the rest",
     )
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
     parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
-    parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "output" / "dall_e_samples", help="where the images go"
-    )
     add_data_flags(parser)
     parser.set_defaults(**DEFAULT_SAMPLING)
     return parser.parse_args()
 
 
-def choose_prompts(args) -> tuple[list[str], int]:
-    """The prompt of each image, and the columns of the grid: num_samples of each given prompt, or random ones."""
-    if args.prompts is None:
-        rng = random.Random(args.seed)
-        prompts = [rng.choice(PROMPTS) for _ in range(NUM_RANDOM)]
-        for row in range(0, NUM_RANDOM, 8):
-            print(" ".join(prompts[row : row + 8]))
-        return [prompt for prompt in prompts for _ in range(args.num_samples)], 8 * args.num_samples
-    try:
-        known = [check_prompt(prompt) for prompt in args.prompts]
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-    prompts = [prompt for prompt in known for _ in range(args.num_samples)]
-    return prompts, args.num_samples if args.num_samples > 1 else min(len(prompts), 10)
-
-
-def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Tensor]:
-    """For each prompt a test image of its digit (B, C, H, H), and the tokens of its top rows, computed from those
-    rows alone, (B, rows * w)."""
+def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Tensor, Tensor]:
+    """For each prompt a test image of its digit, the same with only its top rows left, (B, C, H, H) both, and the
+    tokens of those rows, computed from them alone, (B, rows * w)."""
     config = pipeline.dvae.config
     if args.complete_rows >= config.grid_size:
         raise UserError(
@@ -163,22 +135,13 @@ def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Te
         torch.tensor([rng.choice(of_digit[DIGIT_OF_PROMPT[prompt]]) for prompt in prompts], device=device)
     ]
     pixel_rows = args.complete_rows * config.image_size // config.grid_size
-    return images, pipeline.dvae.encode(images[:, :, :pixel_rows])
+    kept = images.clone()
+    kept[:, :, pixel_rows:] = 0.5
+    return images, kept, pipeline.dvae.encode(images[:, :, :pixel_rows])
 
 
 def row_captions(prompts: list[str]) -> list[str]:
     return ["original"] * len(prompts) + ["kept"] * len(prompts) + prompts
-
-
-def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path) -> None:
-    """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
-    names = [f"{i:04d}-{prompt}.png" for i, prompt in enumerate(prompts)]
-    for name, image in zip(names, (images.cpu() * 255).round().to(torch.uint8)):
-        to_pil_image(image).save(folder / name)
-    with open(folder / "samples.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "prompt", "seed"])
-        writer.writerows(zip(names, prompts, seeds))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, ta
 from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
 from utils.data import load_digits
 from utils.plots import save_grid
-from utils.training import train
+from utils.training import build_model, train
 
 TRAINING = {
     "cpu": TrainingConfig(
@@ -41,7 +41,8 @@ NUM_SHOWN = 16  # and shows
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    args, config, training = parse_training_flags(parser, DVAE_PRESETS, TRAINING, ROOT / "output" / "dvae")
+    args, stages = parse_training_flags(parser, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output" / "dvae")
+    config, training = stages["dvae"]
     train_dvae(args, config, training)
 
 
@@ -52,8 +53,8 @@ def train_dvae(args, config, training: TrainingConfig) -> Path:
         config = replace(config, image_size=train_set.pixels.shape[-1])
     except ValueError as error:
         raise UserError(f"{error} Choose another --num_downsamples or --preset.") from error
-    torch.manual_seed(args.seed)
-    model = DiscreteVAE(config).to(memory_format=torch.channels_last)  # twice as fast as channels first, on a CPU
+    model = build_model(DiscreteVAE, config, args.seed)
+    model = model.to(memory_format=torch.channels_last)  # twice as fast as channels first, on a CPU
 
     def loss_of_batch(model, index, step):
         images, _ = train_set[index]

@@ -22,7 +22,7 @@ from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags
 from utils.data import Images, load_digits
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
-from utils.training import check_memory, train
+from utils.training import build_model, train
 
 TRAINING = {
     "cpu": TrainingConfig(num_training_steps=1500, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument(
         "--dvae_checkpoint", help="the dVAE whose tokens are learned (default: the newest in output/dvae)"
     )
-    args, config, training = parse_training_flags(parser, DALL_E_PRESETS, TRAINING, ROOT / "output" / "dall_e")
+    args, stages = parse_training_flags(parser, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output" / "dall_e")
+    config, training = stages["dall_e"]
     dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae") or train_missing_dvae(args)
     dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(PartialState().device)
 
@@ -77,10 +78,7 @@ def main() -> None:
         image_vocab_size=dvae.config.codebook_size,
         grid_size=dvae.config.grid_size,
     )
-    with torch.device("meta"):
-        check_memory(DallE(config), PartialState().device)
-    torch.manual_seed(args.seed)
-    model = DallE(config)
+    model = build_model(DallE, config, args.seed)
 
     def loss_of_batch(model, index, step):
         return model(prompts_of(train_set.labels[index]), train_tokens[index])

@@ -20,14 +20,14 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     os.replace(temporary, path)
 
 
-def find_checkpoint(given: str | None, kind: str) -> Path | None:
+def find_checkpoint(given: str | None, kind: str, folder: Path | None = None) -> Path | None:
     """The file of a checkpoint of `kind`: `given`, from the working directory or else the repository's root;
-    with None, the newest in output/KIND, named on the screen, or None if there is none.
+    with None, the newest in `folder`, or output/KIND, named on the screen, or None if there is none.
 
     Raises UserError if the file that was given does not exist.
     """
     if given is None:
-        path = newest_checkpoint(ROOT / "output" / kind, kind)
+        path = newest_checkpoint(folder or ROOT / "output" / kind, kind)
         if path is not None:
             print(f"Taking the newest {kind} checkpoint, {path}", flush=True)
         return path

@@ -25,13 +25,20 @@ def run(main) -> None:
         sys.exit(130)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """It adds the default to a flag's help, unless there is none or the help names it."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "(default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """One that shows each flag's default in --help, and answers a wrong flag in one sentence."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str):
         print(f"{self.prog}: {message}; --help lists the flags.", file=sys.stderr)
@@ -93,29 +100,22 @@ def add_data_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where MNIST is, or is downloaded to")
 
 
-def parse_training_flags(parser: ArgumentParser, models: dict, trainings: dict[str, TrainingConfig], output_dir: Path):
-    """The arguments of a train script, (args, model config, TrainingConfig).
+def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, dict]], output_dir: Path):
+    """The arguments of a train script that trains `stages`, {kind: (model configs by preset, TrainingConfigs by
+    preset)}: returns (args, {kind: (model config, TrainingConfig)}).
 
-    Each number of a preset, `models[preset]` and `trainings[preset]`, can be overridden by a flag of its name.
-    Raises UserError if the model config will not take the numbers.
+    Each number of a preset can be overridden by a flag of its name, in every stage that has it.
+    Raises UserError if a model config will not take the numbers.
     """
-    parser.add_argument("--preset", choices=list(models), default=default_preset(), help="sizes and step counts")
+    presets = list(next(iter(stages.values()))[0])
+    parser.add_argument("--preset", choices=presets, default=default_preset(), help="sizes and step counts")
     preset = choose_preset(parser)
-    for config_field in fields(trainings[preset]):
-        low = 0 if config_field.type is float or config_field.name == "warmup_steps" else 1
-        default = getattr(trainings[preset], config_field.name)
+    chosen = {kind: (models[preset], trainings[preset]) for kind, (models, trainings) in stages.items()}
+    for name, defaults in numbers_of(chosen).items():
+        kind = type(next(iter(defaults.values())))
+        low = 0 if kind is float or name == "warmup_steps" else 1
         parser.add_argument(
-            f"--{config_field.name}",
-            type=number(config_field.type, low),
-            default=default,
-            help=config_field.metadata["help"],
-        )
-    for name, default in model_numbers(models[preset]):
-        parser.add_argument(
-            f"--{name}",
-            type=number(type(default), 0),
-            default=default,
-            help="a size of the model, explained in its config",
+            f"--{name}", type=number(kind, low), default=argparse.SUPPRESS, help=explain(name, defaults)
         )
     add_data_flags(parser)
     parser.add_argument(
@@ -128,12 +128,39 @@ def parse_training_flags(parser: ArgumentParser, models: dict, trainings: dict[s
     )
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     args = parser.parse_args()
-    training = TrainingConfig(**{f.name: getattr(args, f.name) for f in fields(TrainingConfig)})
     try:
-        model = replace(models[preset], **{name: getattr(args, name) for name, _ in model_numbers(models[preset])})
+        return args, {kind: tuple(override(c, vars(args)) for c in configs) for kind, configs in chosen.items()}
     except ValueError as error:
         raise UserError(str(error)) from error
-    return args, model, training
+
+
+def numbers_of(chosen: dict[str, tuple]) -> dict[str, dict[str, float]]:
+    """The numbers that are the user's to choose, {name: {kind of model: default}}; the data, or an earlier stage,
+    decide the rest of a model's config."""
+    decided = {"image_size", "text_vocab_size", "image_vocab_size", "grid_size", "extra_channels"}
+    numbers = {}
+    for kind, configs in chosen.items():
+        for config in configs:
+            for f in fields(config):
+                default = getattr(config, f.name)
+                if f.name not in decided and not f.name.startswith("clip_") and isinstance(default, int | float):
+                    numbers.setdefault(f.name, {})[kind] = default
+    return numbers
+
+
+def explain(name: str, defaults: dict[str, float]) -> str:
+    """The help of a number's flag, with its default, or the default of each model where they differ."""
+    meaning = {f.name: f.metadata["help"] for f in fields(TrainingConfig)}.get(name)
+    if meaning is None:
+        meaning = f"a size of the model, explained in its config ({', '.join(defaults)})"
+    values = set(defaults.values())
+    default = values.pop() if len(values) == 1 else ", ".join(f"{kind} {value}" for kind, value in defaults.items())
+    return f"{meaning} (default: {default})"
+
+
+def override(config, given: dict):
+    """A copy of `config` with the numbers that were given."""
+    return replace(config, **{f.name: given[f.name] for f in fields(config) if f.name in given})
 
 
 def choose_preset(parser: ArgumentParser) -> str:
@@ -142,9 +169,3 @@ def choose_preset(parser: ArgumentParser) -> str:
     given += [flag.split("=", 1)[1] for flag in sys.argv if flag.startswith("--preset=")]
     preset = given[-1] if given else parser.get_default("preset")
     return preset if preset in ("cpu", "gpu", "paper") else parser.get_default("preset")
-
-
-def model_numbers(config) -> list[tuple[str, float]]:
-    """The numbers of a model config that are the user's to choose; the data decide the rest."""
-    decided = {"image_size", "text_vocab_size", "image_vocab_size", "grid_size"}
-    return [(f.name, getattr(config, f.name)) for f in fields(config) if f.name not in decided]

@@ -34,6 +34,27 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     figure.savefig(path)
 
 
+def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
+    """A matrix (R, C) as coloured cells with their values; the rows' labels are captions or images (R, C, H, W)."""
+    values = matrix.float().cpu()
+    figure = Figure(figsize=(1.5 + 0.45 * len(columns), 1.5 + 0.3 * len(values)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, aspect="auto", cmap="viridis")
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            light = value < (values.min() + values.max()) / 2
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if light else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=60, fontsize=8)
+    axes.set_yticks(range(len(values)), rows if isinstance(rows, list) else [""] * len(values), fontsize=8)
+    if not isinstance(rows, list):
+        for i, image in enumerate(rows.float().cpu()):
+            thumbnail = axes.inset_axes((-1.6, i - 0.45, 1, 0.9), transform=axes.transData)
+            thumbnail.imshow(image.permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest")
+            thumbnail.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path)
+
+
 def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
     """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
     with open(metrics_file, newline="") as file:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.data import NUM_CLASSES, Images
+from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
 
 
 def train_classifier(train_set: Images, num_steps: int = 1500, batch_size: int = 128, seed: int = 0) -> nn.Module:
@@ -43,3 +44,12 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images (B, C, H, W) in [0, 1] that the classifier takes for their label (B,)."""
     predictions = torch.cat([classifier(part).argmax(dim=1) for part in images.split(500)])
     return (predictions == labels).float().mean().item()
+
+
+def prompt_accuracy(classifier: nn.Module, draw, images_a_prompt: int = 50) -> float:
+    """Share of the images that show the prompted digit: 100 a digit by default, half of them prompted by words and
+    half by numerals. draw(prompts, seeds) -> images (B, C, H, W) in [0, 1]."""
+    prompts = [prompt for prompt in PROMPTS for _ in range(images_a_prompt)]
+    images = draw(prompts, list(range(len(prompts))))
+    digits = torch.tensor([DIGIT_OF_PROMPT[prompt] for prompt in prompts], device=images.device)
+    return accuracy(classifier, images, digits)

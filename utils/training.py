@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -122,6 +122,17 @@ def train(
         accelerator.wait_for_everyone()
     progress.close()
     return path
+
+
+def build_model(model_class, config, seed: int) -> nn.Module:
+    """The model of a config, its first weights drawn by `seed`.
+
+    Raises UserError if training it needs more memory than the device has.
+    """
+    with torch.device("meta"):
+        check_memory(model_class(config), PartialState().device)
+    torch.manual_seed(seed)
+    return model_class(config)
 
 
 def check_memory(model: nn.Module, device: torch.device) -> None:

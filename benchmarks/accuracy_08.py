@@ -1,6 +1,7 @@
 """How often a separately trained classifier reads the prompted digit in what DALL·E draws (100 images a digit)."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,14 +12,12 @@ from accelerate import PartialState
 from generate_mnist import DEFAULT_SAMPLING, Pipeline
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import load_digits
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
-from utils.scoring import accuracy, train_classifier
+from utils.scoring import accuracy, prompt_accuracy, train_classifier
 
 SAMPLING = {
     "plain, temperature 1": {},
     "default": DEFAULT_SAMPLING,
 }
-IMAGES_A_PROMPT = 50
 
 
 def main() -> None:
@@ -37,11 +36,9 @@ def main() -> None:
     reconstructions = torch.cat([pipeline.dvae.decode(pipeline.dvae.encode(part)) for part in images.split(500)])
     print(f"dVAE on the test images: MSE {(reconstructions - images).square().mean():.5f}")
     print(f"classifier on their reconstructions: {accuracy(classifier, reconstructions, labels):.2%}")
-    prompts = [prompt for prompt in PROMPTS for _ in range(IMAGES_A_PROMPT)]
-    digits = torch.tensor([DIGIT_OF_PROMPT[prompt] for prompt in prompts], device=device)
     for name, sampling in SAMPLING.items():
-        drawn = pipeline.draw(prompts, list(range(len(prompts))), **sampling)
-        print(f"prompt accuracy of {len(prompts)} samples, {name}: {accuracy(classifier, drawn, digits):.2%}")
+        share = prompt_accuracy(classifier, partial(pipeline.draw, **sampling))
+        print(f"prompt accuracy of 1,000 samples, {name}: {share:.2%}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,244 @@
+"""CLIP: images and captions as neighbours in one space (arXiv 2103.00020; its use in DALL·E 2, arXiv 2204.06125, section 2).
+
+Two transformers, one that reads images and one that reads captions, learn to give an image and its caption embeddings
+that point the same way, and to tell them from all the others of the batch. DALL·E 2 then works in that space.
+
+Ours departs from the paper in what counts as right. Our captions repeat within a batch, ten digits in two spellings, so
+every caption that means what the image shows is a right answer, not only the one the image came with.
+
+B batch, C image channels, H image height and width, N image patches, T text tokens, E embedding size, D width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+END_ID = 0  # end of text: what pads a caption, so its first place after the caption is the caption's end
+MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
+
+
+@dataclass
+class CLIPConfig:
+    """Sizes of both encoders; the defaults are the `cpu` preset.
+
+    Raises ValueError if the patches do not divide the image, or the heads do not divide a width.
+    """
+
+    image_size: int = 28  # H
+    image_channels: int = 1  # C
+    patch_size: int = 4
+    image_width: int = 96
+    image_layers: int = 3
+    image_heads: int = 2
+    text_vocab_size: int = 64
+    text_seq_len: int = 7  # T, with the end of text; 77 in the paper
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 2
+    embed_dim: int = 64  # E
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size}.")
+        if self.image_width % self.image_heads or self.text_width % self.text_heads:
+            raise ValueError("image_heads and text_heads have to divide image_width and text_width.")
+
+
+CLIP_PRESETS = {
+    "cpu": CLIPConfig(),
+    "gpu": CLIPConfig(image_width=192, image_layers=6, image_heads=4, text_width=128, text_heads=4, embed_dim=128),
+    # The CLIP of DALL·E 2, a ViT-H/16 (appendix C).
+    "paper": CLIPConfig(
+        image_size=256,
+        image_channels=3,
+        patch_size=16,
+        image_width=1280,
+        image_layers=32,
+        image_heads=20,
+        text_vocab_size=49408,
+        text_seq_len=256,
+        text_width=1024,
+        text_layers=24,
+        text_heads=16,
+        embed_dim=1024,
+    ),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head attention. Written out, as PyTorch's fused one is slower on a CPU at these lengths."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        out = scores.softmax(dim=-1).to(v.dtype) @ v
+        return self.to_out(rearrange(out, "b h s d -> b s (h d)"))
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of the GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each normalised first and added to the residual stream."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, num_heads)
+        self.norm_2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm_1(x), mask)
+        return x + self.mlp(self.norm_2(x))
+
+
+class ImageEncoder(nn.Module):
+    """A vision transformer (arXiv 2010.11929); what its class token has gathered is the image's feature."""
+
+    def __init__(self, c: CLIPConfig):
+        super().__init__()
+        width, num_patches = c.image_width, (c.image_size // c.patch_size) ** 2
+        self.embed_patches = nn.Conv2d(c.image_channels, width, c.patch_size, stride=c.patch_size, bias=False)
+        self.class_token = nn.Parameter(0.02 * torch.randn(width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1 + num_patches, width))
+        self.norm_before = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, c.image_heads) for _ in range(c.image_layers))
+        self.norm_after = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, c.embed_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(self.embed_patches(x), "b d h w -> b (h w) d")
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = self.norm_before(x + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm_after(x[:, 0]))  # (B, E)
+
+
+class TextEncoder(nn.Module):
+    """A causal transformer; what the end of the text has gathered is the caption's feature."""
+
+    def __init__(self, c: CLIPConfig):
+        super().__init__()
+        self.embed_token = nn.Embedding(c.text_vocab_size, c.text_width)
+        self.positions = nn.Parameter(0.01 * torch.randn(c.text_seq_len, c.text_width))
+        self.blocks = nn.ModuleList(Block(c.text_width, c.text_heads) for _ in range(c.text_layers))
+        self.norm = nn.LayerNorm(c.text_width)
+        self.projection = nn.Linear(c.text_width, c.embed_dim, bias=False)
+        causal = torch.ones(c.text_seq_len, c.text_seq_len, dtype=torch.bool).tril()
+        self.register_buffer("mask", causal, persistent=False)
+
+    def forward(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embed_token(text_tokens) + self.positions
+        for block in self.blocks:
+            x = block(x, self.mask)
+        encodings = self.norm(x)  # (B, T, D)
+        end = (text_tokens == END_ID).int().argmax(dim=1)  # the first one
+        return self.projection(encodings[torch.arange(len(x), device=x.device), end]), encodings
+
+
+class CLIP(nn.Module):
+    """Both encoders and the temperature of their comparison; `forward` is the training loss."""
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of 1 / temperature
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.in_features**-0.5)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
+        return F.normalize(self.image_encoder(2 * images - 1).float(), dim=-1)
+
+    def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions (B, T), each with at least one END_ID, to embeddings of length 1, (B, E), and the encodings of
+        their tokens, (B, T, D), which the prior and the decoder read too."""
+        features, encodings = self.text_encoder(text_tokens)
+        return F.normalize(features.float(), dim=-1), encodings.float()
+
+    def logits_per_image(self, image_embed: Tensor, text_embed: Tensor) -> Tensor:
+        """Similarity of each image (B, E) to each caption (B', E), (B, B'): their cosine over the temperature."""
+        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image_embed @ text_embed.T
+
+    def forward(self, images: Tensor, text_tokens: Tensor, meanings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The contrastive loss (figure 3 of the CLIP paper) of images (B, C, H, H) in [0, 1] and captions (B, T).
+
+        meanings (B,): captions of the same number mean the same, and share the probability of being right equally.
+        Returns the loss, its attainable `floor`, both in nats, and the `logit_scale`.
+        """
+        text_embed, _ = self.encode_text(text_tokens)
+        logits = self.logits_per_image(self.encode_image(images), text_embed)  # (B, B)
+        loss, floor = contrastive_loss(logits, meanings)
+        return loss, {"floor": floor, "logit_scale": self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)}
+
+
+def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits_per_image (B, B), along its rows and its columns, and the least that it can be, in nats.
+
+    Captions of the same number in `meanings` (B,) are equally right. With only one right caption for each image the
+    floor is 0, and this is the paper's loss; with several, no model can know which one the image came with.
+    """
+    same = (meanings[:, None] == meanings[None, :]).float()
+    target = same / same.sum(dim=1, keepdim=True)  # symmetric: all that mean the same have equally many alike
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, torch.special.entr(target).sum(dim=1).mean()
+
+
+class PretrainedCLIP(nn.Module):
+    """Any CLIP that transformers loads, frozen, with the interface of ours: images are resized and normalised, and
+    their channels repeated, as it was trained to see them."""
+
+    def __init__(self, name: str, text_seq_len: int = 16):
+        """name: of a model on the hub, or a local folder. Raises OSError or ValueError where there is none."""
+        super().__init__()
+        self.model = CLIPModel.from_pretrained(name).eval().requires_grad_(False)
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        processor = CLIPImageProcessor.from_pretrained(name)
+        self.image_size = self.model.config.vision_config.image_size
+        self.register_buffer("mean", torch.tensor(processor.image_mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(processor.image_std)[:, None, None])
+        self.embed_dim = self.model.config.projection_dim
+        self.text_width = self.model.config.text_config.hidden_size
+        self.text_seq_len = text_seq_len
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Prompts to text tokens (B, T) of the model's own tokenizer."""
+        lengths = {"padding": "max_length", "truncation": True, "max_length": self.text_seq_len}
+        return self.tokenizer(prompts, return_tensors="pt", **lengths).input_ids
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 1 or 3, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
+        images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bicubic", antialias=True)
+        x = (images.expand(-1, 3, -1, -1).clamp(0, 1) - self.mean) / self.std
+        return F.normalize(self.model.visual_projection(self.model.vision_model(x).pooler_output), dim=-1)
+
+    def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Text tokens (B, T) to embeddings of length 1, (B, E), and the encodings of the tokens, (B, T, D)."""
+        text = self.model.text_model(text_tokens)
+        return F.normalize(self.model.text_projection(text.pooler_output), dim=-1), text.last_hidden_state

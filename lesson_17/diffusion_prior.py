@@ -1,0 +1,134 @@
+"""The diffusion prior: a caption -> a CLIP image embedding that fits it (DALL·E 2, arXiv 2204.06125, section 2.2).
+
+A causal transformer reads one sequence and gives its answer at the last place, the clean image embedding:
+
+    the caption's token encodings, its CLIP text embedding, the timestep, the noised image embedding, a learned query
+
+B batch, T text tokens, E size of CLIP's embeddings, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from clip import Block
+from diffusion import Diffusion, drop_condition, guided, timestep_encoding
+from torch import Tensor, nn
+
+
+@dataclass
+class PriorConfig:
+    """Sizes of the prior; the defaults are the `cpu` preset.
+
+    Raises ValueError if the heads do not divide the width.
+    """
+
+    clip_embed_dim: int = 64  # E
+    clip_text_width: int = 64  # of CLIP's token encodings
+    clip_text_seq_len: int = 7  # T
+    dim: int = 128  # D; 2,048 in the paper
+    num_layers: int = 3  # 24 in the paper
+    num_heads: int = 2
+    caption_dropout: float = 0.1  # share of captions dropped in training, for guidance
+    num_timesteps: int = 1000
+    schedule: str = "cosine"
+    prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
+
+    def __post_init__(self):
+        if self.num_heads < 1 or self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
+
+
+PRIOR_PRESETS = {
+    "cpu": PriorConfig(),
+    "gpu": PriorConfig(dim=256, num_layers=6, num_heads=4),
+    "paper": PriorConfig(  # appendix C
+        clip_embed_dim=1024, clip_text_width=1024, clip_text_seq_len=256, dim=2048, num_layers=24, num_heads=32
+    ),
+}
+
+
+class DiffusionPrior(nn.Module):
+    """The transformer, and the scale of the embeddings that it was trained on."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.diffusion = Diffusion(c.num_timesteps, c.schedule, c.prediction)
+        self.embed_encodings = nn.Linear(c.clip_text_width, c.dim)
+        self.embed_text = nn.Linear(c.clip_embed_dim, c.dim)
+        self.embed_time = nn.Sequential(nn.Linear(c.dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
+        self.embed_image = nn.Linear(c.clip_embed_dim, c.dim)
+        self.query = nn.Parameter(torch.zeros(c.dim))
+        # What stands in for a dropped caption: its token encodings and its text embedding.
+        self.null_caption = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 1, c.dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 4, c.dim))
+        self.blocks = nn.ModuleList(Block(c.dim, c.num_heads) for _ in range(c.num_layers))
+        self.norm = nn.LayerNorm(c.dim)
+        self.to_image_embed = nn.Linear(c.dim, c.clip_embed_dim)
+        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool).tril()
+        self.register_buffer("mask", causal, persistent=False)
+        self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim))
+        self.register_buffer("embed_std", torch.ones(c.clip_embed_dim))
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, text_embed: Tensor, text_encodings: Tensor, conditional: bool = True
+    ) -> Tensor:
+        """Noised, scaled image embeddings (B, E) at timesteps t (B,) to the clean, scaled ones (B, E).
+
+        text_embed (B, E) and text_encodings (B, T, text width) are CLIP's. The learned null caption takes their place
+        where `conditional` is False, and in training mode for a share `caption_dropout` of them.
+        """
+        share = self.config.caption_dropout if self.training else 0.0
+        caption = torch.cat([self.embed_encodings(text_encodings), self.embed_text(text_embed)[:, None]], dim=1)
+        caption = drop_condition(caption, self.null_caption, share if conditional else 1.0)  # (B, T + 1, D)
+        time = self.embed_time(timestep_encoding(t, self.config.dim))
+        rest = torch.stack([time, self.embed_image(x_t), self.query.expand_as(time)], dim=1)  # (B, 3, D)
+        x = torch.cat([caption, rest], dim=1) + self.positions
+        for block in self.blocks:
+            x = block(x, self.mask)
+        return self.to_image_embed(self.norm(x[:, -1]))
+
+    def fit_scale(self, image_embed: Tensor) -> None:
+        """Take the scale from the training set's image embeddings (N, E)."""
+        self.embed_mean.copy_(image_embed.mean(dim=0))
+        self.embed_std.copy_(image_embed.std(dim=0))
+
+    def scale(self, image_embed: Tensor) -> Tensor:
+        """CLIP image embeddings (B, E) to zero mean and unit variance in each component: embeddings of length 1 have
+        components of about 1 / sqrt(E), small beside noise of unit variance."""
+        return (image_embed - self.embed_mean) / self.embed_std
+
+    def unscale(self, x: Tensor) -> Tensor:
+        """The inverse of `scale`, brought to length 1."""
+        return nn.functional.normalize(x * self.embed_std + self.embed_mean, dim=-1)
+
+
+@torch.no_grad()
+def draw_image_embed(
+    prior: DiffusionPrior,
+    text_embed: Tensor,
+    text_encodings: Tensor,
+    guidance_scale: float = 1.0,
+    num_steps: int = 25,
+    randn: Callable = torch.randn,
+    **sampler,
+) -> Tensor:
+    """CLIP image embeddings of length 1, (B, E), for captions' text_embed (B, E) and text_encodings (B, T, width).
+
+    Two are drawn for each caption, and the one with the larger product with its text embedding is kept (section 2.2).
+    randn(shape) gives the noise of one draw; `sampler` goes to Diffusion.sample.
+    """
+
+    def network(x_t: Tensor, t: Tensor, conditional: bool) -> Tensor:
+        return prior(x_t, t, text_embed, text_encodings, conditional)
+
+    drawn = []
+    for _ in range(2):
+        x_T = randn(text_embed.shape).to(text_embed)
+        x_0 = prior.diffusion.sample(guided(network, guidance_scale), x_T, num_steps, randn=randn, **sampler)
+        drawn.append(prior.unscale(x_0))
+    first, second = drawn
+    better = (second * text_embed).sum(dim=-1) > (first * text_embed).sum(dim=-1)
+    return torch.where(better[:, None], second, first)

@@ -1,0 +1,162 @@
+"""The three models together: a prompt -> CLIP text -> prior -> image embedding -> decoder -> picture."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from clip import CLIP, END_ID, CLIPConfig, PretrainedCLIP
+from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed
+from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
+from torch import Tensor
+from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
+from utils.cli import ArgumentParser, UserError
+from utils.data import Images
+from utils.prompts import PromptTokenizer
+from utils.samples import SeededNoise
+
+SLICE = 128  # images drawn at once
+DEFAULT_SAMPLING = {
+    "prior_guidance_scale": 1.0,
+    "guidance_scale": 2.0,
+    "sampling_steps": 20,
+    "sampler": "ddim",
+}
+
+
+def add_model_flags(parser: ArgumentParser) -> None:
+    for kind in ("clip", "prior", "decoder"):
+        parser.add_argument(f"--{kind}_checkpoint", help=f"(default: the newest in output/{kind})")
+    parser.add_argument(
+        "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
+    )
+
+
+@dataclass
+class FrozenCLIP:
+    """A trained CLIP as the other two models see it, and where it came from.
+
+    source: {"file", "pretrained", "fingerprint"}; the prior's and the decoder's checkpoints carry it.
+    """
+
+    model: CLIP | PretrainedCLIP
+    tokenizer: PromptTokenizer | None
+    source: dict
+
+    @classmethod
+    def load(cls, clip_model: str | None, clip_checkpoint: str | None, device, folder=None) -> "FrozenCLIP":
+        """The pretrained `clip_model`, or our own from a checkpoint, the newest one for None.
+
+        Raises UserError if there is none.
+        """
+        if clip_model is not None:
+            print(f"Loading the pretrained CLIP {clip_model} ...", flush=True)
+            try:
+                model = PretrainedCLIP(clip_model).to(device)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"transformers finds no CLIP named {clip_model}; give the name of one on its hub, or a folder."
+                ) from error
+            return cls(model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model)})
+        file = find_checkpoint(clip_checkpoint, "clip", folder)
+        if file is None:
+            raise UserError("There is no trained CLIP yet; run train_mnist.py first.")
+        checkpoint = load_checkpoint(file, "clip")
+        model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
+        source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
+        return cls(model, PromptTokenizer.from_json(checkpoint["tokenizer"]), source)
+
+    @property
+    def image_channels(self) -> int:
+        return 1 if self.tokenizer is None else self.model.config.image_channels
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the configs of the prior and the decoder take from CLIP."""
+        c = self.model if self.tokenizer is None else self.model.config
+        return {
+            "clip_embed_dim": c.embed_dim,
+            "clip_text_width": c.text_width,
+            "clip_text_seq_len": c.text_seq_len,
+        }
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], device) -> tuple[Tensor, Tensor]:
+        """Prompts to CLIP's text embeddings (B, E) and token encodings (B, T, D)."""
+        if self.tokenizer is None:
+            tokens = self.model.tokenize(prompts)
+        else:
+            tokens = tokenize(self.tokenizer, prompts, self.model.config.text_seq_len)
+        return self.model.encode_text(tokens.to(device))
+
+    @torch.no_grad()
+    def encode_images(self, images: Images, batch_size: int = 500) -> Tensor:
+        """The embeddings (N, E) of all `images`."""
+        parts = range(0, len(images), batch_size)
+        return torch.cat([self.model.encode_image(images[i : i + batch_size][0]) for i in parts])
+
+
+def tokenize(tokenizer: PromptTokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
+    """Prompts to text tokens (B, T), each with at least one END_ID behind it."""
+    return add_end(tokenizer.encode(prompts, text_seq_len - 1))
+
+
+def add_end(text_tokens: Tensor) -> Tensor:
+    return F.pad(text_tokens, (0, 1), value=END_ID)
+
+
+@dataclass
+class Pipeline:
+    """unCLIP: all that it takes from a prompt to a picture."""
+
+    clip: FrozenCLIP
+    prior: DiffusionPrior
+    decoder: Decoder
+    device: torch.device
+
+    @classmethod
+    def load(cls, args, device) -> "Pipeline":
+        """From the checkpoints that `args` names, the newest ones for None.
+
+        Raises UserError if there are none, or they do not belong together.
+        """
+        prior_file = find_checkpoint(args.prior_checkpoint, "prior")
+        decoder_file = find_checkpoint(args.decoder_checkpoint, "decoder")
+        if prior_file is None or decoder_file is None:
+            raise UserError("There is no trained prior and decoder yet; run train_mnist.py first.")
+        prior, decoder = load_checkpoint(prior_file, "prior"), load_checkpoint(decoder_file, "decoder")
+        clip = FrozenCLIP.load(args.clip_model or prior["clip"]["pretrained"], args.clip_checkpoint, device)
+        for file, checkpoint in ((prior_file, prior), (decoder_file, decoder)):
+            if checkpoint["clip"]["fingerprint"] != clip.source["fingerprint"]:
+                trained_on = checkpoint["clip"]["pretrained"] or checkpoint["clip"]["file"]
+                raise UserError(f"{file} learned the embeddings of another CLIP, {trained_on}; name the right files.")
+        return cls(
+            clip,
+            load_model(prior, DiffusionPrior, PriorConfig).to(device),
+            load_model(decoder, Decoder, DecoderConfig).to(device, memory_format=torch.channels_last),
+            device,
+        )
+
+    def draw(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        prior_guidance_scale: float,
+        guidance_scale: float,
+        sampling_steps: int,
+        sampler: str,
+    ) -> Tensor:
+        """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and the sampling."""
+        images = []
+        for i in range(0, len(prompts), SLICE):
+            text_embed, text_encodings = self.clip.encode_prompts(prompts[i : i + SLICE], self.device)
+            noise = SeededNoise(seeds[i : i + SLICE])
+            how = {"num_steps": sampling_steps, "sampler": sampler, "randn": noise}
+            image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, **how)
+            x_T = noise((len(image_embed), *self.image_shape)).to(self.device)
+            images.append(decode_image_embed(self.decoder, image_embed, text_encodings, x_T, guidance_scale, **how))
+        return torch.cat(images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        c = self.decoder.config
+        return c.image_channels, c.image_size, c.image_size

@@ -1,0 +1,32 @@
+"""Runs the scripts as a reader does, as processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
+
+
+def script(name, *arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def succeeds(*arguments, **kwargs):
+    result = script(*arguments, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(result, reason):
+    """One sentence on stderr with the reason in it, and exit code 2."""
+    assert result.returncode == 2 and reason in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def read_image(path):
+    return pil_to_tensor(Image.open(path))

@@ -1,0 +1,162 @@
+"""CLIP: the same function as transformers', a loss that knows synonyms, and the adapter for a pretrained one."""
+
+import math
+
+import pytest
+import torch
+from clip import CLIP, CLIP_PRESETS, END_ID, CLIPConfig, PretrainedCLIP, contrastive_loss
+from tiny_clip import MEAN, STD, save_pretrained, their_model
+from torch.nn import functional as F
+from transformers import CLIPModel
+
+CONFIG = CLIPConfig(
+    image_size=32,
+    image_channels=3,
+    patch_size=8,
+    image_width=32,
+    image_layers=2,
+    image_heads=4,
+    text_vocab_size=30,
+    text_seq_len=16,
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    embed_dim=8,
+)
+
+
+def copy_weights(theirs: CLIPModel, ours: CLIP) -> None:
+    state = theirs.state_dict()
+
+    def blocks(prefix):
+        parts = {"norm_1": "layer_norm1", "norm_2": "layer_norm2", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2"}
+        parts["attention.to_out"] = "self_attn.out_proj"
+        for layer in range(2):
+            their = f"{prefix}.encoder.layers.{layer}"
+            for kind in ("weight", "bias"):
+                for mine, name in parts.items():
+                    yield f"blocks.{layer}.{mine}.{kind}", state[f"{their}.{name}.{kind}"]
+                qkv = [state[f"{their}.self_attn.{which}_proj.{kind}"] for which in "qkv"]
+                yield f"blocks.{layer}.attention.to_qkv.{kind}", torch.cat(qkv)
+
+    vision, text = "vision_model", "text_model"
+    image_encoder = {
+        "embed_patches.weight": state[f"{vision}.embeddings.patch_embedding.weight"],
+        "class_token": state[f"{vision}.embeddings.class_embedding"],
+        "positions": state[f"{vision}.embeddings.position_embedding.weight"],
+        "norm_before.weight": state[f"{vision}.pre_layrnorm.weight"],
+        "norm_before.bias": state[f"{vision}.pre_layrnorm.bias"],
+        "norm_after.weight": state[f"{vision}.post_layernorm.weight"],
+        "norm_after.bias": state[f"{vision}.post_layernorm.bias"],
+        "projection.weight": state["visual_projection.weight"],
+        **dict(blocks(vision)),
+    }
+    text_encoder = {
+        "embed_token.weight": state[f"{text}.embeddings.token_embedding.weight"],
+        "positions": state[f"{text}.embeddings.position_embedding.weight"],
+        "norm.weight": state[f"{text}.final_layer_norm.weight"],
+        "norm.bias": state[f"{text}.final_layer_norm.bias"],
+        "projection.weight": state["text_projection.weight"],
+        **dict(blocks(text)),
+    }
+    ours.image_encoder.load_state_dict(image_encoder)
+    ours.text_encoder.load_state_dict(text_encoder)
+    ours.logit_scale.data = state["logit_scale"]
+
+
+def captions(*rows):
+    return torch.tensor([row + [END_ID] * (16 - len(row)) for row in rows])
+
+
+def test_it_is_the_function_that_transformers_computes():
+    theirs, ours = their_model(), CLIP(CONFIG)
+    copy_weights(theirs, ours)
+    images, tokens = torch.rand(4, 3, 32, 32), captions([3], [4, 5], [7, 8, 9, 10, 11], [20, 3])
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens, pixel_values=2 * images - 1)
+        image_embed, (text_embed, encodings) = ours.encode_image(images), ours.encode_text(tokens)
+        logits = ours.logits_per_image(image_embed, text_embed)
+    torch.testing.assert_close(image_embed, expected.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text_embed, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encodings, expected.text_model_output.last_hidden_state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, expected.logits_per_image, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_after_the_end_of_a_caption_does_not_matter():
+    model = CLIP(CONFIG).eval()
+    text_embed, _ = model.encode_text(captions([5, 6, END_ID, 9, 9, 9], [5, 6, END_ID, END_ID, 2, 3]))
+    torch.testing.assert_close(text_embed[0], text_embed[1])
+
+
+def test_with_one_right_caption_each_it_is_the_papers_loss():
+    logits = torch.randn(5, 5)
+    loss, floor = contrastive_loss(logits, torch.arange(5))
+    expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+    torch.testing.assert_close(loss, expected)
+    assert floor == 0
+
+
+def test_synonyms_are_right_and_the_floor_is_reached():
+    meanings = torch.tensor([0, 0, 0, 1, 2, 2])
+    perfect = 100 * (meanings[:, None] == meanings[None, :]).float()
+    loss, floor = contrastive_loss(perfect, meanings)
+    torch.testing.assert_close(loss, floor)
+    torch.testing.assert_close(floor, torch.tensor((3 * math.log(3) + 2 * math.log(2)) / 6))
+    worse = perfect.clone()
+    worse[0, 1] = 0  # a synonym that is taken for wrong
+    assert contrastive_loss(worse, meanings)[0] > floor + 1
+
+
+def test_the_order_of_the_batch_does_not_matter():
+    logits, meanings, order = torch.randn(6, 6), torch.tensor([0, 1, 1, 2, 0, 3]), torch.randperm(6)
+    shuffled = contrastive_loss(logits[order][:, order], meanings[order])
+    torch.testing.assert_close(shuffled, contrastive_loss(logits, meanings))
+
+
+def test_the_temperature_is_clamped():
+    model = CLIP(CONFIG)
+    model.logit_scale.data.fill_(10.0)
+    embed = F.normalize(torch.randn(3, 8), dim=-1)
+    torch.testing.assert_close(model.logits_per_image(embed, embed).diagonal(), torch.full((3,), 100.0))
+
+
+def test_it_learns_to_tell_a_few_images_apart():
+    torch.manual_seed(0)
+    model = CLIP(CONFIG)
+    images, tokens = torch.rand(4, 3, 32, 32), captions([3], [4], [5], [6])
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):
+        loss, metrics = model(images, tokens, torch.arange(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < metrics["floor"] + 0.05
+
+
+@pytest.mark.parametrize("wrong", [dict(patch_size=5), dict(image_heads=5), dict(text_heads=3)])
+def test_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError):
+        CLIPConfig(**wrong)
+
+
+def test_paper_preset_has_the_size_of_vit_h():
+    with torch.device("meta"):
+        model = CLIP(CLIP_PRESETS["paper"])
+    # ViT-H has 632 million (arXiv 2010.11929, table 1); the text encoder adds 24 blocks of width 1,024.
+    assert sum(p.numel() for p in model.image_encoder.parameters()) / 1e6 == pytest.approx(632, rel=0.01)
+
+
+def test_a_pretrained_one_is_loaded_with_its_own_tokenizer_size_and_normalisation(tmp_path):
+    save_pretrained(tmp_path)
+    model = PretrainedCLIP(str(tmp_path), text_seq_len=6)
+    tokens = model.tokenize(["seven", "7"])
+    assert tokens.tolist() == [[2, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0]]
+    images = torch.rand(2, 1, 28, 28)
+    resized = F.interpolate(images, size=(32, 32), mode="bicubic", antialias=True).clamp(0, 1).repeat(1, 3, 1, 1)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    pixels = (resized - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        expected = their_model()(input_ids=tokens, pixel_values=pixels)
+    torch.testing.assert_close(model.encode_image(images), expected.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(tokens)[0], expected.text_embeds, rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,195 @@
+"""The noise process: schedules, conversions, steps equal to those of diffusers, inversion, guidance."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusion import Diffusion, cosine_betas, drop_condition, guided, linear_betas, timestep_encoding
+
+PREDICTIONS = {"x_0": "sample", "eps": "epsilon", "v": "v_prediction"}  # ours and the names in diffusers
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def network(x, t):
+    """Smooth, and different at each t."""
+    return torch.tanh(x.flip(-1) * 0.7 + t[:, None] / 300)
+
+
+def test_schedules_are_those_of_diffusers():
+    for ours, theirs in ((linear_betas(1000), "linear"), (cosine_betas(1000), "squaredcos_cap_v2")):
+        torch.testing.assert_close(ours.float(), DDPMScheduler(1000, beta_schedule=theirs).betas.float())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_schedule_goes_from_clean_to_noise(schedule):
+    diffusion = Diffusion(1000, schedule)
+    assert diffusion.signal.shape == (1001,) and diffusion.signal[0] == 1 and diffusion.noise[0] == 0
+    assert (diffusion.signal.diff() < 0).all() and diffusion.signal[-1] < 0.01
+    torch.testing.assert_close(diffusion.signal**2 + diffusion.noise**2, torch.ones(1001))
+    torch.set_default_dtype(torch.float32)
+    kept = Diffusion(1000, schedule)
+    assert kept.noise.dtype == torch.float32
+    torch.testing.assert_close(kept.noise.double(), diffusion.noise, rtol=1e-7, atol=0)
+
+
+def test_q_sample_is_the_chain_of_single_steps():
+    betas, diffusion = cosine_betas(20), Diffusion(20)
+    mean, variance = torch.ones(()), torch.zeros(())
+    for t, beta in enumerate(betas, start=1):
+        mean, variance = (1 - beta).sqrt() * mean, (1 - beta) * variance + beta
+        torch.testing.assert_close(diffusion.signal[t], mean)
+        torch.testing.assert_close(diffusion.noise[t] ** 2, variance)
+
+
+@pytest.mark.parametrize("t,s", [(500, 499), (500, 300), (1, 0), (1000, 700)])
+def test_the_posterior_is_bayes_rule(t, s):
+    diffusion = Diffusion(1000)
+    x_0, x_t = torch.randn(2, 1), torch.randn(2, 1)
+    mean, variance = diffusion.q_posterior(x_0, x_t, torch.tensor(t), torch.tensor(s))
+    if s == 0:
+        torch.testing.assert_close(mean, x_0)
+        assert variance == 0
+        return
+    # q(x_s | x_0) times q(x_t | x_s), two Gaussians in x_s: precisions add, means are weighted by them.
+    alpha = (diffusion.signal[t] / diffusion.signal[s]) ** 2
+    precisions = 1 / diffusion.noise[s] ** 2, alpha / (1 - alpha)
+    expected = (precisions[0] * diffusion.signal[s] * x_0 + precisions[1] * x_t / alpha.sqrt()) / sum(precisions)
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(variance.view(()), 1 / sum(precisions))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predictions_convert_there_and_back(prediction):
+    diffusion = Diffusion(1000, prediction=prediction)
+    x_0, eps, t = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([1, 10, 500, 990])
+    x_t = diffusion.q_sample(x_0, t, eps)
+    found = diffusion.x_0_and_eps(diffusion.target(x_0, t, eps), x_t, t)
+    torch.testing.assert_close(found, (x_0, eps), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_steps_are_those_of_diffusers(prediction, eta):
+    theirs = DDIMScheduler(
+        1000, prediction_type=PREDICTIONS[prediction], clip_sample=False, timestep_spacing="trailing"
+    )
+    diffusion = Diffusion(1000, prediction=prediction)
+    theirs.alphas_cumprod, theirs.final_alpha_cumprod = diffusion.signal[1:] ** 2, torch.ones(())
+    theirs.set_timesteps(20)
+    x_T, noise = torch.randn(3, 5), torch.randn(20, 3, 5)
+
+    expected = x_T
+    for i, t in enumerate(theirs.timesteps):
+        predicted = network(expected, (t + 1).expand(3))  # their t = 0 is the paper's, and our, t = 1
+        expected = theirs.step(predicted, t, expected, eta=eta, variance_noise=noise[i]).prev_sample
+    supply = iter(noise)
+    ours = diffusion.sample(network, x_T, 20, eta=eta, randn=lambda shape: next(supply))
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm_steps_are_those_of_diffusers(prediction):
+    theirs = DDPMScheduler(50, prediction_type=PREDICTIONS[prediction], clip_sample=False, variance_type="fixed_small")
+    diffusion = Diffusion(50, prediction=prediction)
+    theirs.betas = cosine_betas(50)
+    theirs.alphas, theirs.alphas_cumprod = 1 - theirs.betas, diffusion.signal[1:] ** 2
+    theirs.set_timesteps(50)
+    x_T, seen = torch.randn(3, 5), []
+
+    def randn(shape):
+        seen.append(torch.randn(shape))
+        return seen[-1]
+
+    ours = diffusion.sample(network, x_T, 50, sampler="ddpm", randn=randn)
+    expected = x_T
+    for t in theirs.timesteps:
+        generator = torch.Generator()
+        step = theirs.step(network(expected, (t + 1).expand(3)), t, expected, generator=generator.manual_seed(0))
+        # The scheduler draws its own noise: take it out, and put ours in.
+        drawn = torch.randn(3, 5, generator=generator.manual_seed(0))
+        deviation = theirs._get_variance(t).clamp(min=1e-20).sqrt() if t > 0 else 0.0
+        expected = step.prev_sample - deviation * drawn
+        if t > 0:
+            expected = expected + deviation * seen[49 - t]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ddpm_is_ddim_with_eta_1():
+    diffusion, x_T, drawn = Diffusion(1000, prediction="x_0"), torch.randn(3, 5), []
+    for how in ({"sampler": "ddpm"}, {"sampler": "ddim", "eta": 1.0}):
+        torch.manual_seed(1)
+        drawn.append(diffusion.sample(network, x_T, 30, **how))
+    torch.testing.assert_close(*drawn)
+
+
+def gaussian_network(diffusion, mean, std):
+    """What a perfect network predicts for data of N(mean, std^2): the posterior mean of x_0."""
+
+    def predict(x, t):
+        signal, noise = diffusion.at(t, x)
+        return mean + signal * std**2 / (signal**2 * std**2 + noise**2) * (x - signal * mean)
+
+    return predict
+
+
+@pytest.mark.parametrize("sampler,eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+def test_a_perfect_network_samples_its_data(sampler, eta):
+    diffusion = Diffusion(1000, prediction="x_0")
+    x = diffusion.sample(gaussian_network(diffusion, 2.0, 0.5), torch.randn(20_000, 1), 200, sampler=sampler, eta=eta)
+    assert x.mean() == pytest.approx(2.0, abs=0.02) and x.std() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("num_steps", [20, 50])
+def test_inverted_and_sampled_it_returns(num_steps):
+    diffusion = Diffusion(1000, prediction="x_0")
+    predict = gaussian_network(diffusion, 0.3, 0.5)
+    x_0 = torch.randn(100, 1) * 0.5 + 0.3
+    x_T = diffusion.invert(predict, x_0, num_steps, num_iterations=20)
+    torch.testing.assert_close(diffusion.sample(predict, x_T, num_steps), x_0)
+    assert x_T.std() == pytest.approx(1.0, abs=0.3)
+
+
+def test_x_0_is_kept_in_its_range():
+    diffusion = Diffusion(1000, prediction="x_0")
+    x = diffusion.sample(lambda x, t: 3 * torch.ones_like(x), torch.randn(4, 2), 10, x_0_range=1.0)
+    torch.testing.assert_close(x, torch.ones(4, 2))
+
+
+def test_the_loss_of_a_perfect_network_is_zero_and_of_none_is_the_targets_variance():
+    diffusion = Diffusion(1000, prediction="x_0")
+    x_0 = torch.randn(4000, 3)
+    assert diffusion.loss(lambda x, t: x_0, x_0) < 1e-12
+    assert diffusion.loss(lambda x, t: torch.zeros_like(x), x_0) == pytest.approx(1.0, abs=0.1)
+
+
+def test_guidance_0_and_1_are_the_model_itself_at_one_call():
+    calls = []
+
+    def model(x, t, conditional):
+        calls.append(conditional)
+        return x + (3.0 if conditional else 1.0)
+
+    x, t = torch.randn(2, 3), torch.ones(2)
+    for scale, expected, number in ((1, x + 3, [True]), (0, x + 1, [False]), (2.0, x + 5, [False, True])):
+        calls.clear()
+        torch.testing.assert_close(guided(model, scale)(x, t), expected)
+        assert calls == number
+
+
+def test_conditions_are_dropped_to_the_null():
+    condition, null = torch.ones(10_000, 2, 3), torch.zeros(2, 3)
+    assert torch.equal(drop_condition(condition, null, 0.0), condition)
+    assert torch.equal(drop_condition(condition, null, 1.0), torch.zeros_like(condition))
+    some = drop_condition(condition, null, 0.3)
+    assert some.mean() == pytest.approx(0.7, abs=0.02) and set(some.sum(dim=(1, 2)).tolist()) == {0.0, 6.0}
+
+
+def test_timesteps_have_encodings_of_their_own():
+    encodings = timestep_encoding(torch.arange(1, 1001), 32)
+    assert encodings.shape == (1000, 32) and torch.pdist(encodings).min() > 1e-3

@@ -1,0 +1,146 @@
+"""The scripts of lesson 17 as a reader runs them, at tiny settings, and their answers to mistakes."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+from scripts import ROOT, TINY, read_image, refused, script, succeeds
+from tiny_clip import save_pretrained
+
+STEPS = ["--num_training_steps", 2]
+CLIP_SIZES = ["--image_width", 16, "--image_layers", 1, "--patch_size", 7, "--embed_dim", 8]
+OTHER_SIZES = ["--num_layers", 1, "--dim", 16, "--width", 8, "--head_dim", 8]
+SIZES = [*CLIP_SIZES, *OTHER_SIZES]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a run with spaces")
+    succeeds("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, "--output_dir", folder, cwd=ROOT / "lesson_17")
+    return folder
+
+
+def models(trained, steps=2):
+    kinds = ("clip", "prior", "decoder")
+    return [part for kind in kinds for part in (f"--{kind}_checkpoint", trained / kind / f"{kind}-{steps}.pt")]
+
+
+def test_all_stages_write_what_they_promise(trained):
+    for stage in ("clip", "prior", "decoder"):
+        names = {path.name for path in (trained / stage).iterdir()}
+        assert names == {f"{stage}-2.pt", "sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+    with open(trained / "clip/metrics.csv") as file:
+        assert next(csv.DictReader(file)).keys() >= {"loss", "floor", "logit_scale"}
+    with open(trained / "prior/held_out_metrics.csv") as file:
+        assert next(csv.DictReader(file)).keys() >= {"own_caption_nearest", "cosine_to_caption", "cosine_to_images"}
+
+
+def test_finished_stages_are_skipped_and_a_new_clip_makes_the_others_new(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    again = ("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, "--output_dir", folder)
+    skipped = succeeds(*again)
+    assert skipped.stdout.count("is trained already") == 3 and "Training" not in skipped.stdout
+    clip = ("--stage", "clip", "--seed", 1, "--output_dir", folder)
+    succeeds("lesson_17/train_mnist.py", *TINY, *STEPS, *CLIP_SIZES, *clip)
+    renewed = succeeds(*again)
+    assert renewed.stdout.count("is trained already") == 1
+    assert renewed.stdout.count("is trained anew") == 2
+
+
+def test_generating_writes_every_image_and_its_row(trained, tmp_path):
+    succeeds(
+        *("lesson_17/generate_mnist.py", *models(trained), "--sampling_steps", 3, "--output_dir", tmp_path),
+        *("--prompts", "seven", "TWO", "--num_samples", 2, "--seed", 5),
+    )
+    with open(tmp_path / "samples.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == ["seven", "seven", "two", "two"]
+    assert [row["seed"] for row in rows] == ["5", "6", "7", "8"]
+    assert all(read_image(tmp_path / row["file"]).shape == (1, 28, 28) for row in rows)
+    assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_an_image_is_a_function_of_its_prompt_and_seed(trained, tmp_path, sampler):
+    sampling = ("lesson_17/generate_mnist.py", *models(trained), "--sampling_steps", 3, "--sampler", sampler)
+    succeeds(*sampling, "--prompts", "3", "7", "--seed", 7, "--output_dir", tmp_path / "both")
+    succeeds(*sampling, "--prompts", "7", "--seed", 8, "--output_dir", tmp_path / "alone")
+    both, alone = read_image(tmp_path / "both/0001-7.png").int(), read_image(tmp_path / "alone/0000-7.png").int()
+    assert (both - alone).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["variations", "interpolation", "text_diff", "components"])
+def test_edits_write_their_figure(trained, tmp_path, mode):
+    edit = ("lesson_17/edit_mnist.py", mode, *models(trained), "--dataset", "mnist_5k", "--sampling_steps", 2)
+    succeeds(*edit, "--prompts", "3", "8", "--output_dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{mode}.png"]
+
+
+def test_stages_of_three_channels_train(tmp_path):
+    channels = ("--image_channels", 3, "--output_dir", tmp_path)
+    succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, "--num_training_steps", 1, *channels)
+    assert read_image(tmp_path / "decoder/sample-1.png").shape[0] in (3, 4)
+
+
+def test_a_pretrained_clip_takes_the_place_of_ours(tmp_path):
+    pretrained, folder = tmp_path / "clip of theirs", tmp_path / "run"
+    save_pretrained(pretrained)
+    arguments = (*TINY, *OTHER_SIZES, "--num_training_steps", 1, "--clip_model", pretrained, "--output_dir", folder)
+    succeeds("lesson_17/train_mnist.py", *arguments)
+    assert {path.name for path in folder.iterdir()} == {"prior", "decoder"}
+    files = ("--prior_checkpoint", folder / "prior/prior-1.pt", "--decoder_checkpoint", folder / "decoder/decoder-1.pt")
+    how = ("--prompts", "seven", "--sampling_steps", 2, "--output_dir", tmp_path / "samples")
+    assert "Loading the pretrained CLIP" in succeeds("lesson_17/generate_mnist.py", *files, *how).stdout
+    assert (tmp_path / "samples/0000-seven.png").exists()
+
+
+def test_a_stage_resumes(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    resumed = succeeds(
+        *("lesson_17/train_mnist.py", *TINY, "--width", 8, "--head_dim", 8, "--output_dir", folder),
+        *("--stage", "decoder", "--resume", "--num_training_steps", 3),
+    )
+    assert "Resuming from" in resumed.stdout and (folder / "decoder/decoder-3.pt").exists()
+
+
+MISTAKES = [
+    (["--prompts", "eleven"], "unknown"),
+    (["--sampling_steps", "0"], "sampling_steps"),
+    (["--guidance_scale", "nan"], "guidance_scale"),
+    (["--prior_checkpoint", "nowhere.pt"], "nowhere.pt"),
+    (["--decoder_checkpoint", "requirements.txt"], "not a checkpoint"),
+    (["--clip_model", "/nowhere"], "/nowhere"),
+]
+
+
+@pytest.mark.parametrize("arguments,reason", MISTAKES)
+def test_mistakes_are_answered_in_one_sentence(trained, tmp_path, arguments, reason):
+    none = tmp_path / "none"
+    refused(script("lesson_17/generate_mnist.py", *models(trained), *arguments, "--output_dir", none), reason)
+    assert not none.exists()
+
+
+def test_models_of_another_clip_are_refused(trained, tmp_path):
+    succeeds(
+        *("lesson_17/train_mnist.py", *TINY, "--stage", "clip", "--num_training_steps", 1, "--output_dir", tmp_path),
+        *CLIP_SIZES,
+    )
+    other = ("--clip_checkpoint", tmp_path / "clip/clip-1.pt")
+    refused(script("lesson_17/generate_mnist.py", *models(trained), *other), "another CLIP")
+
+
+@pytest.mark.parametrize("name", ["train_mnist.py", "generate_mnist.py", "edit_mnist.py"])
+def test_help_explains_each_flag(name):
+    assert "--seed" in succeeds(f"lesson_17/{name}", "--help").stdout
+
+
+def test_a_prior_without_a_clip_says_what_is_missing(tmp_path):
+    result = script("lesson_17/train_mnist.py", *TINY, "--stage", "prior", "--output_dir", tmp_path)
+    refused(result, "no trained CLIP")
+
+
+def test_checkpoints_hold_what_rebuilds_the_model(trained):
+    checkpoint = torch.load(trained / "prior/prior-2.pt", weights_only=True)
+    assert checkpoint.keys() >= {"kind", "config", "step", "model", "ema", "optimizer", "rng", "metrics", "clip"}
+    assert checkpoint["model"]["embed_std"].shape == (8,)

@@ -1,0 +1,189 @@
+"""The prior and the decoder: what they are told, what they are not, and that they learn."""
+
+import pytest
+import torch
+from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
+from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from torch.nn import functional as F
+
+CLIP_SIZES = {"clip_embed_dim": 8, "clip_text_width": 12, "clip_text_seq_len": 3}
+PRIOR = PriorConfig(**CLIP_SIZES, dim=32, num_layers=2)
+DECODER = DecoderConfig(**CLIP_SIZES, image_size=32, image_channels=3, width=8, width_multipliers=(1, 2, 2), head_dim=8)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def randomised(model):
+    for parameter in model.parameters():  # the decoder's output starts as zero, which would hide everything
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def conditions(batch=4):
+    return F.normalize(torch.randn(batch, 8), dim=-1), torch.randn(batch, 3, 12)
+
+
+def test_the_prior_reads_all_it_is_told():
+    prior = randomised(DiffusionPrior(PRIOR))
+    (text_embed, encodings), x_t, t = conditions(), torch.randn(4, 8), torch.tensor([1, 50, 500, 1000])
+    out = prior(x_t, t, text_embed, encodings)
+    assert out.shape == (4, 8)
+    for changed in (
+        prior(x_t + 1, t, text_embed, encodings),
+        prior(x_t, t - 1, text_embed, encodings),
+        prior(x_t, t, -text_embed, encodings),
+        prior(x_t, t, text_embed, -encodings),
+    ):
+        assert (changed - out).abs().max() > 1e-4
+
+
+def test_the_prior_without_its_caption_is_the_one_that_training_dropped_to():
+    prior = randomised(DiffusionPrior(PriorConfig(**{**vars(PRIOR), "caption_dropout": 1.0})))
+    x_t, t = torch.randn(4, 8), torch.full((4,), 300)
+    null = prior(x_t, t, *conditions(), conditional=False)
+    torch.testing.assert_close(null, prior(x_t, t, *conditions(), conditional=False))
+    torch.testing.assert_close(null, prior.train()(x_t, t, *conditions()))
+
+
+def test_the_priors_scale_gives_unit_variance_and_comes_back():
+    prior, image_embed = (
+        DiffusionPrior(PRIOR),
+        F.normalize(torch.randn(500, 8) * torch.rand(8) + torch.randn(8), dim=-1),
+    )
+    prior.fit_scale(image_embed)
+    scaled = prior.scale(image_embed)
+    torch.testing.assert_close(scaled.std(dim=0), torch.ones(8))
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prior.unscale(scaled), image_embed)
+    assert "embed_std" in prior.state_dict()
+
+
+def test_of_two_draws_the_one_nearer_to_the_caption_is_kept():
+    prior, (text_embed, encodings) = randomised(DiffusionPrior(PRIOR)), conditions(16)
+    noise = torch.randn(2, 16, 8)
+    supply = iter(noise)
+    kept = draw_image_embed(prior, text_embed, encodings, num_steps=4, randn=lambda shape: next(supply))
+
+    def network(x, t):
+        return prior(x, t, text_embed, encodings)
+
+    both = torch.stack([prior.unscale(prior.diffusion.sample(network, x_T, 4)) for x_T in noise])
+    products = (both * text_embed).sum(dim=-1)
+    torch.testing.assert_close((kept * text_embed).sum(dim=-1), products.max(dim=0).values)
+    torch.testing.assert_close(kept.norm(dim=-1), torch.ones(16))
+
+
+def test_the_prior_learns_which_embedding_belongs_to_which_caption():
+    prior, (text_embed, encodings) = DiffusionPrior(PRIOR), conditions(4)
+    image_embed = F.normalize(torch.randn(4, 8), dim=-1)
+    prior.fit_scale(image_embed)
+    x_0, optimizer = prior.scale(image_embed).repeat(16, 1), torch.optim.AdamW(prior.parameters(), 3e-3)
+    for _ in range(200):
+        loss = prior.diffusion.loss(
+            lambda x_t, t: prior(x_t, t, text_embed.repeat(16, 1), encodings.repeat(16, 1, 1)), x_0
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = draw_image_embed(prior.eval(), text_embed, encodings)
+    assert (drawn @ image_embed.T).argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_decoder_starts_from_nothing():
+    out = Decoder(DECODER)(torch.randn(2, 3, 32, 32), torch.tensor([1, 1000]), *conditions(2))
+    assert out.shape == (2, 3, 32, 32) and (out == 0).all()
+
+
+def test_the_decoder_reads_all_it_is_told():
+    decoder = randomised(Decoder(DECODER))
+    (image_embed, encodings), x_t, t = conditions(2), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
+    out = decoder(x_t, t, image_embed, encodings)
+    for changed in (
+        decoder(x_t + 1, t, image_embed, encodings),
+        decoder(x_t, t + 10, image_embed, encodings),
+        decoder(x_t, t, -image_embed, encodings),
+        decoder(x_t, t, image_embed, -encodings),
+        decoder(x_t, t, image_embed),
+    ):
+        assert (changed - out).abs().max() > 1e-4
+
+
+def test_the_decoders_nulls_are_those_that_training_drops_to():
+    always = DecoderConfig(**{**vars(DECODER), "image_dropout": 1.0, "caption_dropout": 1.0})
+    decoder, x_t, t = randomised(Decoder(always)), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
+    null = decoder(x_t, t, *conditions(2), conditional=False)
+    torch.testing.assert_close(null, decoder.train()(x_t, t, *conditions(2)))
+    only_caption = Decoder(DecoderConfig(**{**vars(DECODER), "image_dropout": 0.0, "caption_dropout": 1.0}))
+    image_embed, encodings = conditions(2)
+    only_caption.load_state_dict(decoder.state_dict())
+    torch.testing.assert_close(
+        only_caption.train()(x_t, t, image_embed, encodings), only_caption.eval()(x_t, t, image_embed, None)
+    )
+
+
+def test_the_image_embedding_is_in_the_time_embedding_and_in_four_tokens():
+    decoder, (image_embed, encodings) = randomised(Decoder(DECODER)), conditions(2)
+    t = torch.tensor([50, 700])
+    time, context = decoder.condition(t, image_embed, encodings, conditional=True)
+    other_time, other_context = decoder.condition(t, -image_embed, encodings, conditional=True)
+    assert context.shape == (2, 4 + 3, 4 * DECODER.width)
+    assert (time != other_time).any() and (context[:, :4] != other_context[:, :4]).any()
+    assert torch.equal(context[:, 4:], other_context[:, 4:])
+
+
+@pytest.mark.parametrize("size,channels,multipliers", [(28, 1, (1, 2, 2)), (32, 3, (1, 2, 2, 2)), (16, 1, (1,))])
+def test_levels_follow_the_image(size, channels, multipliers):
+    c = DecoderConfig(
+        **{**vars(DECODER), "image_size": size, "image_channels": channels, "width_multipliers": multipliers}
+    )
+    x_t = torch.randn(2, channels, size, size)
+    assert Decoder(c)(x_t, torch.tensor([1, 2]), *conditions(2)).shape == x_t.shape
+
+
+def test_an_up_sampler_is_one_argument_away():
+    decoder = Decoder(DecoderConfig(**{**vars(DECODER), "extra_channels": 3}))
+    x_t, low_resolution = torch.randn(2, 2, 3, 32, 32)
+    out = decoder(torch.cat([x_t, low_resolution], dim=1), torch.tensor([1, 2]), *conditions(2))
+    assert out.shape == x_t.shape
+
+
+def test_an_image_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match="multiple of 4"):
+        DecoderConfig(image_size=30)
+
+
+def test_the_decoder_learns_which_image_belongs_to_which_embedding():
+    decoder, (image_embed, encodings) = Decoder(DECODER), conditions(2)
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, :, 8:24, 8:24] = 1
+    images[1, :, :, 12:20] = 1
+    optimizer = torch.optim.AdamW(decoder.parameters(), 3e-3)
+    for _ in range(150):
+        loss = decoder.diffusion.loss(
+            lambda x_t, t: decoder(x_t, t, image_embed.repeat(8, 1), encodings.repeat(8, 1, 1)),
+            to_x_0(images).repeat(8, 1, 1, 1),
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = decode_image_embed(decoder.eval(), image_embed, encodings, torch.randn(2, 3, 32, 32), num_steps=10)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert (drawn - images).square().mean() < 0.02 < (drawn - images.flip(0)).square().mean()
+
+
+def test_images_come_back_from_the_decoders_range():
+    images = torch.rand(2, 3, 4, 4)
+    assert to_x_0(images).min() < 0
+    torch.testing.assert_close(from_x_0(to_x_0(images)), images)
+
+
+def test_paper_presets_have_the_papers_sizes():
+    with torch.device("meta"):
+        prior, decoder = DiffusionPrior(PRIOR_PRESETS["paper"]), Decoder(DECODER_PRESETS["paper"])
+    billions = [sum(p.numel() for p in model.parameters()) / 1e9 for model in (prior, decoder)]
+    assert billions[0] == pytest.approx(1.0, abs=0.25)  # "1 billion", appendix C
+    # 3.5 billion in the paper, of which 1.2 are a text transformer; our U-Net has one block less where levels meet.
+    assert billions[1] == pytest.approx(2.3, abs=0.6)

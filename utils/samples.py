@@ -1,0 +1,65 @@
+"""What the scripts that draw images share: which prompts, whose random numbers, and the files that they write."""
+
+import csv
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from utils.cli import ArgumentParser, UserError, positive_int, seed_number
+from utils.prompts import PROMPTS, check_prompt
+
+NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
+
+
+def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", help="digits as words or numerals (default: 64 random ones)"
+    )
+    parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
+    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")
+
+
+def choose_prompts(args) -> tuple[list[str], int]:
+    """The prompt of each image, and the columns of the grid: num_samples of each given prompt, or random ones.
+
+    Raises UserError for a prompt that no model learned.
+    """
+    if args.prompts is None:
+        rng = random.Random(args.seed)
+        prompts = [rng.choice(PROMPTS) for _ in range(NUM_RANDOM)]
+        for row in range(0, NUM_RANDOM, 8):
+            print(" ".join(prompts[row : row + 8]))
+        return [prompt for prompt in prompts for _ in range(args.num_samples)], 8 * args.num_samples
+    try:
+        known = [check_prompt(prompt) for prompt in args.prompts]
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    prompts = [prompt for prompt in known for _ in range(args.num_samples)]
+    return prompts, args.num_samples if args.num_samples > 1 else min(len(prompts), 10)
+
+
+class SeededNoise:
+    """Gaussian noise in which each image of a batch follows its own seed, whatever else is in the batch."""
+
+    def __init__(self, seeds: list[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, shape) -> Tensor:
+        """Noise of `shape`, (B, ...) for B seeds, on the CPU."""
+        return torch.stack([torch.randn(shape[1:], generator=generator) for generator in self.generators])
+
+
+def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path) -> None:
+    """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{i:04d}-{prompt}.png" for i, prompt in enumerate(prompts)]
+    for name, image in zip(names, (images.cpu() * 255).round().to(torch.uint8)):
+        to_pil_image(image).save(folder / name)
+    with open(folder / "samples.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "prompt", "seed"])
+        writer.writerows(zip(names, prompts, seeds))
