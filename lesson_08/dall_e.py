@@ -167,7 +167,9 @@ class DallE(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads, c.dropout) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
-        self.to_logits = nn.Linear(c.dim, self.num_text_ids + c.image_vocab_size)
+        # A joint softmax could put an image token among the text, or the reverse; each place keeps to its own kind.
+        self.to_text_logits = nn.Linear(c.dim, self.num_text_ids)
+        self.to_image_logits = nn.Linear(c.dim, c.image_vocab_size)
         # The start position counts as text. The last image token is predicted, never read, so it has no position.
         for name, mask in attention_masks(1 + c.text_seq_len, c.grid_size, c.conv_kernel_size).items():
             self.register_buffer(f"{name}_mask", mask[:-1, :-1], persistent=False)
@@ -216,23 +218,21 @@ class DallE(nn.Module):
         return self.embed_token(self.num_text_ids + image_tokens) + self.embed_row(row) + self.embed_column(column)
 
     def transformer(self, x: Tensor, caches: list[KeyValueCache] | None = None, first: int = 0) -> Tensor:
-        """Inputs (B, s, D) at positions `first` ... `first` + s to logits (B, s, V + T + K)."""
+        """Inputs (B, s, D) at positions `first` ... `first` + s to features of the same shape."""
+        if torch.is_autocast_enabled(x.device.type):  # the residual stream too: a tenth faster on a CPU
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.dropout(x)
         end = first + x.shape[1]
         for layer, (block, kind) in enumerate(zip(self.blocks, attention_types(len(self.blocks)))):
             mask = self.get_buffer(f"{kind}_mask")[first:end, :end]
             x = block(x, mask, None if caches is None else caches[layer])
-        return self.to_logits(self.norm(x)).float()
+        return self.norm(x)
 
     def logits(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of each text token (B, T, V + T) and each image token (B, N, K), given all tokens before it.
-
-        The joint softmax could put an image token among the text or the reverse; each place keeps its own kind.
-        """
+        """Logits of each text token (B, T, V + T) and each image token (B, N, K), given all tokens before it."""
         x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens[:, :-1])], dim=1)  # (B, S, D)
-        logits = self.transformer(x)
-        num_text = self.config.text_seq_len
-        return logits[:, :num_text, : self.num_text_ids], logits[:, num_text:, self.num_text_ids :]
+        text, image = self.transformer(x).split([self.config.text_seq_len, self.config.image_seq_len], dim=1)
+        return self.to_text_logits(text).float(), self.to_image_logits(image).float()
 
     @torch.no_grad()
     def generate(
@@ -262,7 +262,7 @@ class DallE(nn.Module):
         first = 0
         x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens.repeat(1 + guided, 1))], dim=1)
         while image_tokens.shape[1] < num_tokens:
-            logits = self.transformer(x, caches, first)[:, -1, self.num_text_ids :]  # (B or 2B, K)
+            logits = self.to_image_logits(self.transformer(x, caches, first)[:, -1]).float()  # (B or 2B, K)
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + guidance_scale * (conditional - unconditional)

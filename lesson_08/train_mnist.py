@@ -117,7 +117,7 @@ def train_missing_dvae(args) -> Path:
     return train_dvae(dvae_args, DVAE_PRESETS[args.preset], DVAE_TRAINING[args.preset])
 
 
-def encode_all(dvae: DiscreteVAE, images: Images, batch_size: int = 500) -> Tensor:
+def encode_all(dvae: DiscreteVAE, images: Images, batch_size: int = 64) -> Tensor:
     """The image tokens (N, h*w) of all `images`."""
     dvae = dvae.to(memory_format=torch.channels_last)
     return torch.cat([dvae.encode(images[i : i + batch_size][0]) for i in range(0, len(images), batch_size)])

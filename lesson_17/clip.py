@@ -31,8 +31,8 @@ class CLIPConfig:
 
     image_size: int = 28  # H
     image_channels: int = 1  # C
-    patch_size: int = 4
-    image_width: int = 96
+    patch_size: int = 7  # 16 patches
+    image_width: int = 128
     image_layers: int = 3
     image_heads: int = 2
     text_vocab_size: int = 64
@@ -51,7 +51,9 @@ class CLIPConfig:
 
 CLIP_PRESETS = {
     "cpu": CLIPConfig(),
-    "gpu": CLIPConfig(image_width=192, image_layers=6, image_heads=4, text_width=128, text_heads=4, embed_dim=128),
+    "gpu": CLIPConfig(
+        patch_size=4, image_width=192, image_layers=6, image_heads=4, text_width=128, text_heads=4, embed_dim=128
+    ),
     # The CLIP of DALL·E 2, a ViT-H/16 (appendix C).
     "paper": CLIPConfig(
         image_size=256,

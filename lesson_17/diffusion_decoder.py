@@ -26,7 +26,8 @@ NUM_IMAGE_TOKENS = 4  # section 2.1
 class DecoderConfig:
     """Sizes of the U-Net; the defaults are the `cpu` preset.
 
-    Raises ValueError if the image cannot be halved once for each level but the first.
+    Raises ValueError if the image cannot be halved once for each level but the first, or the heads do not divide the
+    width of a level with attention.
     """
 
     image_size: int = 28  # H
@@ -50,6 +51,9 @@ class DecoderConfig:
         halvings = len(self.width_multipliers) - 1
         if self.image_size % 2**halvings:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {2**halvings}.")
+        attending = self.width_multipliers[-self.num_attention_levels :]
+        if self.width % 2 or any(self.width * multiplier % self.head_dim for multiplier in attending):
+            raise ValueError(f"width {self.width} is odd or does not divide into heads of {self.head_dim}.")
 
 
 DECODER_PRESETS = {

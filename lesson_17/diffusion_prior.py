@@ -20,7 +20,7 @@ from torch import Tensor, nn
 class PriorConfig:
     """Sizes of the prior; the defaults are the `cpu` preset.
 
-    Raises ValueError if the heads do not divide the width.
+    Raises ValueError if the heads do not divide the width, or it is odd.
     """
 
     clip_embed_dim: int = 64  # E
@@ -35,8 +35,8 @@ class PriorConfig:
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
-        if self.num_heads < 1 or self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
+        if self.dim % 2 or self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is odd or does not divide into {self.num_heads} heads.")
 
 
 PRIOR_PRESETS = {

@@ -12,6 +12,7 @@ from dall_e import (
     attention_types,
     sample_token,
 )
+from dvae import DiscreteVAE, DVAEConfig
 from torch.nn import functional as F
 
 CONFIG = DallEConfig(
@@ -81,7 +82,7 @@ def test_cached_logits_equal_uncached_ones(num_layers):
     caches = [KeyValueCache() for _ in model.blocks]
     x, first, logits = model.embed_text(text), 0, []
     for place in range(16):
-        logits.append(model.transformer(x, caches, first)[:, -1, model.num_text_ids :])
+        logits.append(model.to_image_logits(model.transformer(x, caches, first)[:, -1]))
         first += x.shape[1]
         x = model.embed_image(image[:, place : place + 1], first=place)
     torch.testing.assert_close(torch.stack(logits, dim=1), expected, rtol=1e-4, atol=1e-5)
@@ -171,6 +172,22 @@ def test_it_overfits_a_few_images():
         loss.backward()
         optimizer.step()
     assert torch.equal(model.eval().generate(text, temperature=0.0), image)
+
+
+def test_it_trains_on_the_tokens_of_larger_images_in_colour():
+    torch.manual_seed(0)
+    dvae = DiscreteVAE(DVAEConfig(image_size=32, image_channels=3, codebook_size=32, hidden_dim=8))
+    image = dvae.encode(torch.rand(4, 3, 32, 32))
+    model = DallE(DallEConfig(**{**vars(CONFIG), "grid_size": dvae.config.grid_size}))
+    text, optimizer, losses = torch.randint(1, 20, (4, 3)), torch.optim.AdamW(model.parameters(), 3e-3), []
+    for _ in range(10):
+        loss, _ = model(text, image)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+    assert dvae.decode(model.eval().generate(text)).shape == (4, 3, 32, 32)
 
 
 def test_paper_preset_has_12_billion_parameters():

@@ -155,6 +155,14 @@ def test_an_image_that_cannot_be_halved_is_refused():
         DecoderConfig(image_size=30)
 
 
+@pytest.mark.parametrize(
+    "config,wrong", [(DecoderConfig, {"width": 12}), (DecoderConfig, {"head_dim": 48}), (PriorConfig, {"num_heads": 3})]
+)
+def test_sizes_that_do_not_divide_are_refused(config, wrong):
+    with pytest.raises(ValueError, match="divide"):
+        config(**wrong)
+
+
 def test_the_decoder_learns_which_image_belongs_to_which_embedding():
     decoder, (image_embed, encodings) = Decoder(DECODER), conditions(2)
     images = torch.zeros(2, 3, 32, 32)
