@@ -6,8 +6,9 @@ To draw is to write the caption and let the model go on:
     position   0       1 ... T       T+1 ... T+N
     token      start   the caption   the image's tokens, row by row
 
-Ours departs from the paper in that captions are dropped now and then in training, so that sampling can be guided
-(classifier-free guidance, arXiv 2207.12598, came after the paper).
+Ours departs from the paper twice. Captions are dropped now and then in training, so that sampling can be guided
+(classifier-free guidance, arXiv 2207.12598, came after the paper). And a few of the image tokens that the model reads in
+training are wrong, while those it predicts are right: when it draws, an unlucky token does not derail the rest.
 
 B batch, T text tokens, N image tokens in a W x W grid, S = T + N positions that predict a token, V text vocabulary,
 K image vocabulary, D width.
@@ -41,6 +42,7 @@ class DallEConfig:
     conv_kernel_size: int = 5  # of the last layer's attention mask; 11 in the paper, for a grid of 32
     dropout: float = 0.0
     caption_dropout: float = 0.1  # share of captions replaced by the null caption in training
+    token_corruption: float = 0.1  # share of image tokens in the context replaced in training; 0 in the paper
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
@@ -69,6 +71,7 @@ DALL_E_PRESETS = {
         conv_kernel_size=11,
         dropout=0.1,
         caption_dropout=0.0,
+        token_corruption=0.0,
     ),
 }
 
@@ -185,12 +188,16 @@ class DallE(nn.Module):
         """The training loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy, each
         the mean over its own tokens (section 2.2). Returns it and both parts, in nats a token.
 
-        In training mode, a share `caption_dropout` of the captions becomes the null caption.
+        In training mode, a share `caption_dropout` of the captions becomes the null caption, and a share
+        `token_corruption` of the image tokens is read as another image's token of the same place.
         """
+        context = image_tokens
         if self.training:
             dropped = torch.rand(len(text_tokens), 1, device=text_tokens.device) < self.config.caption_dropout
             text_tokens = torch.where(dropped, self.null_caption, text_tokens)
-        text_logits, image_logits = self.logits(text_tokens, image_tokens)
+            corrupted = torch.rand(image_tokens.shape, device=image_tokens.device) < self.config.token_corruption
+            context = torch.where(corrupted, image_tokens.roll(1, dims=0), image_tokens)
+        text_logits, image_logits = self.logits(text_tokens, context)
         text_loss = F.cross_entropy(text_logits.transpose(1, 2), self.text_ids(text_tokens))
         image_loss = F.cross_entropy(image_logits.transpose(1, 2), image_tokens)
         weight = self.config.text_loss_weight

@@ -25,7 +25,7 @@ from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
 from utils.training import build_model, train
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=1500, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
+    "cpu": TrainingConfig(num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
     "gpu": TrainingConfig(
         num_training_steps=60_000,
         batch_size=128,

@@ -104,11 +104,21 @@ def test_padding_is_a_token_of_its_own_at_each_position(model):
 
 
 def test_training_drops_to_the_null_caption_that_guidance_uses(model):
-    model.config = DallEConfig(**{**vars(CONFIG), "caption_dropout": 1.0})
+    model.config = DallEConfig(**{**vars(CONFIG), "caption_dropout": 1.0, "token_corruption": 0.0})
     text, image = batch()
     dropped, _ = model.train()(text, image)
     null, _ = model.eval()(model.null_caption.expand_as(text), image)
     torch.testing.assert_close(dropped, null)
+
+
+def test_corruption_changes_what_training_reads_and_not_what_it_predicts(model):
+    text, image = batch()
+    model.config = DallEConfig(**{**vars(CONFIG), "caption_dropout": 0.0, "token_corruption": 1.0})
+    text_logits, image_logits = model.logits(text, image.flip(0))  # of two images, each reads the other
+    loss, parts = model.train()(text, image)
+    torch.testing.assert_close(parts["image_loss"], F.cross_entropy(image_logits.flatten(0, 1), image.flatten()))
+    model.config = DallEConfig(**{**vars(CONFIG), "caption_dropout": 0.0, "token_corruption": 0.0})
+    torch.testing.assert_close(model(text, image), model.eval()(text, image))
 
 
 def test_guidance_0_is_the_unconditional_model_and_1_the_conditional_one(model):
@@ -163,7 +173,7 @@ def test_temperature_sharpens():
 
 def test_it_overfits_a_few_images():
     torch.manual_seed(0)
-    model = DallE(DallEConfig(**{**vars(CONFIG), "caption_dropout": 0.0}))
+    model = DallE(DallEConfig(**{**vars(CONFIG), "caption_dropout": 0.0, "token_corruption": 0.0}))
     text, image = batch(4)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(150):
