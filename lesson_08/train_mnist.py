@@ -18,7 +18,7 @@ from torch import Tensor
 from train_dvae import TRAINING as DVAE_TRAINING
 from train_dvae import train_dvae
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
 from utils.data import Images, load_digits
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
@@ -69,7 +69,10 @@ def main() -> None:
     test_tokens = encode_all(dvae, Images(test_set.pixels[:NUM_HELD_OUT], test_set.labels[:NUM_HELD_OUT]))
 
     tokenizer = PromptTokenizer.train()
-    prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, args.seed, PartialState().device)
+    try:
+        prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, PartialState().device)
+    except ValueError as error:
+        raise UserError(f"{error}; choose a larger --text_seq_len.") from error
     sample_text = tokenizer.encode(SAMPLE_PROMPTS, config.text_seq_len).to(PartialState().device)
 
     config = replace(

@@ -36,7 +36,7 @@ class CLIPConfig:
     image_layers: int = 3
     image_heads: int = 2
     text_vocab_size: int = 64
-    text_seq_len: int = 7  # T, with the end of text; 77 in the paper
+    text_seq_len: int = 7  # T, with the end of text; 77 in OpenAI's CLIP
     text_width: int = 64
     text_layers: int = 2
     text_heads: int = 2
@@ -61,7 +61,7 @@ CLIP_PRESETS = {
         patch_size=16,
         image_width=1280,
         image_layers=32,
-        image_heads=20,
+        image_heads=16,
         text_vocab_size=49408,
         text_seq_len=256,
         text_width=1024,
@@ -186,7 +186,8 @@ class CLIP(nn.Module):
 
     def logits_per_image(self, image_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Similarity of each image (B, E) to each caption (B', E), (B, B'): their cosine over the temperature."""
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image_embed @ text_embed.T
+        with torch.autocast(image_embed.device.type, enabled=False):  # bfloat16 cannot tell 60 from 60.2
+            return self.logit_scale.exp() * image_embed @ text_embed.T
 
     def forward(self, images: Tensor, text_tokens: Tensor, meanings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss (figure 3 of the CLIP paper) of images (B, C, H, H) in [0, 1] and captions (B, T).
@@ -194,10 +195,12 @@ class CLIP(nn.Module):
         meanings (B,): captions of the same number mean the same, and share the probability of being right equally.
         Returns the loss, its attainable `floor`, both in nats, and the `logit_scale`.
         """
+        with torch.no_grad():  # the parameter itself, so that it still has a gradient at its limit
+            self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         text_embed, _ = self.encode_text(text_tokens)
         logits = self.logits_per_image(self.encode_image(images), text_embed)  # (B, B)
         loss, floor = contrastive_loss(logits, meanings)
-        return loss, {"floor": floor, "logit_scale": self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)}
+        return loss, {"floor": floor, "logit_scale": self.logit_scale.exp()}
 
 
 def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +222,7 @@ class PretrainedCLIP(nn.Module):
     def __init__(self, name: str, text_seq_len: int = 16):
         """name: of a model on the hub, or a local folder. Raises OSError or ValueError where there is none."""
         super().__init__()
-        self.model = CLIPModel.from_pretrained(name).eval().requires_grad_(False)
+        self.model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         processor = CLIPImageProcessor.from_pretrained(name)
         self.image_size = self.model.config.vision_config.image_size

@@ -88,7 +88,8 @@ class Diffusion(nn.Module):
         return mean, (1 - alpha) * noise_s**2 / noise_t**2
 
     def timesteps(self, num_steps: int) -> list[Tensor]:
-        """num_steps + 1 of them, from T to 0, evenly spaced."""
+        """num_steps + 1 of them, or T + 1 if that is less, from T to 0, evenly spaced."""
+        num_steps = min(num_steps, self.num_timesteps)
         return list(torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.signal.device).round().long())
 
     @torch.no_grad()
@@ -104,8 +105,8 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
 
-        sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" goes along the straight line to the
-        predicted x_0, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that
+        sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the
+        predicted x_0 and eps as at s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that
         noise. The predicted x_0 is kept within +-x_0_range.
         """
         x = x_T
@@ -133,7 +134,7 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def invert(self, network: Callable, x_0: Tensor, num_steps: int, num_iterations: int = 3) -> Tensor:
-        """The noise x_T from which `sample` by DDIM, in as many steps and with eta 0, comes to x_0 (B, ...).
+        """The noise x_T from which `sample` by DDIM, in as many steps, with eta 0 and no x_0_range, comes to x_0 (B, ...).
 
         In terms of v a DDIM step is a rotation, x_s = cos(angle) x_t - sin(angle) v (arXiv 2202.00512, appendix D).
         Its v is predicted at the very x_t that is sought, so x_t is found by fixed-point iteration; one iteration is

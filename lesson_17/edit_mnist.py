@@ -71,7 +71,7 @@ def parse_args():
         help="a test image of each is edited; taken two by two, from and to, by interpolation and text_diff",
     )
     parser.add_argument("--eta", type=number(float, 0, 1), default=1.0, help="how much fresh noise variations get")
-    parser.add_argument("--sampling_steps", type=number(int, 1, 1000), default=50, help="there and back")
+    parser.add_argument("--sampling_steps", type=number(int, 5, 1000), default=50, help="there and back")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images and of fresh noise")
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "output" / "dall_e_2_samples", help="where the figure goes"

@@ -29,7 +29,7 @@ TRAINING = {
     "clip": {
         "cpu": TrainingConfig(num_training_steps=1200, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
         "gpu": TrainingConfig(num_training_steps=5000, batch_size=256, learning_rate=1e-3, weight_decay=0.1, save_every=1000, sample_every=500),
-        "paper": TrainingConfig(num_training_steps=600_000, batch_size=32_768, learning_rate=4e-4, warmup_steps=2000, weight_decay=0.2, save_every=10_000, sample_every=10_000),
+        "paper": TrainingConfig(num_training_steps=600_000, batch_size=32_768, learning_rate=3e-4, warmup_steps=2000, weight_decay=0.2, save_every=10_000, sample_every=10_000),
     },
     "prior": {
         "cpu": TrainingConfig(num_training_steps=600, batch_size=256, learning_rate=2e-3, ema_decay=0.99),
@@ -49,10 +49,11 @@ DIGITS_OF_PROMPTS = torch.tensor(list(DIGIT_OF_PROMPT.values()))
 
 def main() -> None:
     args, stages = parse_args()
+    clip_checkpoint = args.clip_checkpoint
     if "clip" in stages:
-        run_stage("clip", train_clip, args, *stages.pop("clip"))
+        clip_checkpoint = run_stage("clip", train_clip, args, *stages.pop("clip"))
     if stages:
-        clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, PartialState().device, args.output_dir / "clip")
+        clip = FrozenCLIP.load(args.clip_model, clip_checkpoint, PartialState().device, args.output_dir / "clip")
     if "prior" in stages:
         run_stage("prior", train_prior, args, *stages["prior"], clip)
     if "decoder" in stages:
@@ -80,28 +81,31 @@ def parse_args():
     return args, stages
 
 
-def run_stage(stage: str, train_stage, args, config, training: TrainingConfig, clip: FrozenCLIP | None = None) -> None:
-    """Train a stage in its own folder, unless it is finished and was not asked for by name."""
+def run_stage(stage: str, train_stage, args, config, training: TrainingConfig, clip: FrozenCLIP | None = None) -> Path:
+    """Train a stage in its own folder, unless it is finished and was not asked for by name; returns its checkpoint."""
     stage_args = argparse.Namespace(**{**vars(args), "output_dir": args.output_dir / stage})
     file = stage_args.output_dir / f"{stage}-{training.num_training_steps}.pt"
     if args.stage is None and file.exists():
         if clip is None or load_checkpoint(file, stage)["clip"]["fingerprint"] == clip.source["fingerprint"]:
             print(f"The {stage} is trained already, {file}; --stage {stage} trains it anew.", flush=True)
-            return
+            return file
         print(f"{file} learned another CLIP's embeddings, so the {stage} is trained anew.", flush=True)
+        stage_args.resume = False
     if clip is None:
-        train_stage(stage_args, config, training)
-    else:
-        train_stage(stage_args, replace(config, **clip.sizes), training, clip)
+        return train_stage(stage_args, config, training)
+    return train_stage(stage_args, replace(config, **clip.sizes), training, clip)
 
 
-def train_clip(args, config, training: TrainingConfig) -> None:
+def train_clip(args, config, training: TrainingConfig) -> Path:
     device = PartialState().device
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
     tokenizer = PromptTokenizer.train()
-    config = replace(config, image_size=train_set.pixels.shape[-1], text_vocab_size=tokenizer.vocab_size)
+    try:
+        config = replace(config, image_size=train_set.pixels.shape[-1], text_vocab_size=tokenizer.vocab_size)
+        captions = PromptSampler(tokenizer, config.text_seq_len - 1, BPE_DROPOUT, device)
+    except ValueError as error:
+        raise UserError(f"{error} Choose other sizes, or another --preset.") from error
     model = build_model(CLIP, config, args.seed)
-    captions = PromptSampler(tokenizer, config.text_seq_len - 1, BPE_DROPOUT, args.seed, device)
     prompt_tokens = tokenize(tokenizer, PROMPTS, config.text_seq_len).to(device)
 
     def loss_of_batch(model, index, step):
@@ -125,7 +129,7 @@ def train_clip(args, config, training: TrainingConfig) -> None:
         return {"zero_shot_accuracy": zero_shot}
 
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in name]
-    train(
+    return train(
         "clip",
         model,
         training,
@@ -138,7 +142,7 @@ def train_clip(args, config, training: TrainingConfig) -> None:
     )
 
 
-def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> None:
+def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Path:
     device = PartialState().device
     train_set, test_set = load_digits(args.dataset, args.data_dir, clip.image_channels, device)
     text_embed, text_encodings = clip.encode_prompts(PROMPTS, device)
@@ -146,9 +150,9 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Non
     image_embed = clip.encode_images(train_set)
     test_embed = clip.encode_images(Images(test_set.pixels[:NUM_HELD_OUT], test_set.labels[:NUM_HELD_OUT]))
     test_labels = test_set.labels[:NUM_HELD_OUT]
-    model = prior = build_model(DiffusionPrior, config, args.seed)
+    model = prior = build_model(DiffusionPrior, config, args.seed).to(device)
     prior.fit_scale(image_embed)
-    scaled = prior.scale(image_embed).to(device)
+    scaled = prior.scale(image_embed)
 
     def loss_of_batch(model, index, step):
         prompt = draw_prompts(train_set.labels[index])
@@ -180,11 +184,13 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Non
         }
 
     matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-    train("prior", model, training, args, len(train_set), loss_of_batch, sample, matrices, clip=clip.source)
+    return train("prior", model, training, args, len(train_set), loss_of_batch, sample, matrices, clip=clip.source)
 
 
-def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> None:
+def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Path:
     device = PartialState().device
+    if clip.tokenizer is not None and clip.image_channels != config.image_channels:
+        raise UserError(f"The CLIP sees {clip.image_channels} channels; pass --image_channels {clip.image_channels}.")
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
     try:
         config = replace(config, image_size=train_set.pixels.shape[-1])
@@ -229,7 +235,7 @@ def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> N
         )
         return {"held_out_loss": held_out_loss.item()}
 
-    train("decoder", decoder, training, args, len(train_set), loss_of_batch, sample, clip=clip.source)
+    return train("decoder", decoder, training, args, len(train_set), loss_of_batch, sample, clip=clip.source)
 
 
 def draw_prompts(labels: Tensor) -> Tensor:

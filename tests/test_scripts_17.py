@@ -135,6 +135,38 @@ def test_help_explains_each_flag(name):
     assert "--seed" in succeeds(f"lesson_17/{name}", "--help").stdout
 
 
+TRAINING_MISTAKES = [
+    (["--stage", "clip", "--preset", "paper"], "patches of 16"),
+    (["--stage", "clip", "--text_seq_len", 3], "tokens"),
+    (["--stage", "clip", "--image_channels", 2], "1 or 3"),
+    (["--stage", "prior", "--ema_decay", 1.5], "ema_decay"),
+    (["--stage", "decoder", "--width", 9], "odd"),
+    (["--stage", "clip", "--clip_model", "any"], "takes the place"),
+]
+
+
+@pytest.mark.parametrize("arguments,reason", TRAINING_MISTAKES)
+def test_mistakes_in_training_are_answered_in_one_sentence(tmp_path, arguments, reason):
+    result = script("lesson_17/train_mnist.py", "--dataset", "mnist_5k", *arguments, "--output_dir", tmp_path)
+    refused(result, reason)
+
+
+def test_a_stage_does_not_go_on_with_another_clip_or_past_its_end(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    resume = ("lesson_17/train_mnist.py", *TINY, "--output_dir", folder, "--resume", "--stage")
+    refused(script(*resume, "clip", *CLIP_SIZES, *STEPS), "at step 2 already")
+    fresh = ("--stage", "clip", "--seed", 1, "--output_dir", folder)
+    succeeds("lesson_17/train_mnist.py", *TINY, *STEPS, *CLIP_SIZES, *fresh)
+    more = ("--num_layers", 1, "--dim", 16, "--num_training_steps", 3)
+    result = script(*resume, "prior", *more)
+    assert result.returncode == 2 and "another clip" in result.stderr
+
+
+def test_colours_that_clip_does_not_see_are_refused(trained, tmp_path):
+    other = ("--stage", "decoder", "--image_channels", 3, "--clip_checkpoint", trained / "clip/clip-2.pt")
+    refused(script("lesson_17/train_mnist.py", *TINY, *other, "--output_dir", tmp_path), "--image_channels 1")
+
+
 def test_a_prior_without_a_clip_says_what_is_missing(tmp_path):
     result = script("lesson_17/train_mnist.py", *TINY, "--stage", "prior", "--output_dir", tmp_path)
     refused(result, "no trained CLIP")

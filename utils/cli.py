@@ -114,8 +114,9 @@ def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, d
     for name, defaults in numbers_of(chosen).items():
         kind = type(next(iter(defaults.values())))
         low = 0 if kind is float or name == "warmup_steps" else 1
+        high = 1 if name.endswith(("dropout", "corruption", "ema_decay")) else float("inf")
         parser.add_argument(
-            f"--{name}", type=number(kind, low), default=argparse.SUPPRESS, help=explain(name, defaults)
+            f"--{name}", type=number(kind, low, high), default=argparse.SUPPRESS, help=explain(name, defaults)
         )
     add_data_flags(parser)
     parser.add_argument(

@@ -39,8 +39,10 @@ def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device
     `dataset` is "mnist" (60,000 and 10,000 images), "mnist_5k" (4,500 and 500), or None for MNIST where
     `data_dir` has it or it can be downloaded there, and the 5,000 digits, saying so, where not.
 
-    Raises UserError where "mnist" is asked for and cannot be had, or a file of it is broken.
+    Raises UserError where "mnist" is asked for and cannot be had, a file of it is broken, or for other channels.
     """
+    if image_channels not in (1, 3):
+        raise UserError(f"Digits have 1 or 3 channels, not {image_channels}.")
     # Several processes of one machine: the first downloads, the others wait for it.
     with PartialState().local_main_process_first():
         splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)

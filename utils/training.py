@@ -43,7 +43,7 @@ def train(
     Everything random in a step follows from (seed, step): a run that was stopped and resumed sees the same images,
     captions and noise as one that was not.
 
-    Raises UserError if the batch does not divide among the processes, or a resumed run has another model.
+    Raises UserError if the batch does not divide among the processes, or a resumed run has another model or is finished.
     """
     keep_freed_memory()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
@@ -58,7 +58,9 @@ def train(
     if training.ema_decay:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
 
-    step = resume(kind, model, ema, optimizers, args) if args.resume else 0
+    step = resume(kind, model, ema, optimizers, args, extra) if args.resume else 0
+    if step >= training.num_training_steps:
+        raise UserError(f"{args.output_dir} is at step {step} already; ask for more with --num_training_steps.")
     if args.compile:
         print("Compiling the model; the first step takes half a minute ...", flush=True)
     trained, *optimizers = accelerator.prepare(torch.compile(model) if args.compile else model, *optimizers)
@@ -212,7 +214,7 @@ def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator)
 
 
-def resume(kind: str, model: nn.Module, ema: nn.Module | None, optimizers: list, args) -> int:
+def resume(kind: str, model: nn.Module, ema: nn.Module | None, optimizers: list, args, extra: dict) -> int:
     """Load the newest checkpoint of the output folder, if there is one, and return its step."""
     path = newest_checkpoint(args.output_dir, kind)
     if path is None:
@@ -225,6 +227,9 @@ def resume(kind: str, model: nn.Module, ema: nn.Module | None, optimizers: list,
         )
     if (checkpoint["ema"] is None) != (ema is None) or len(checkpoint["optimizer"]) != len(optimizers):
         raise UserError(f"{path} was trained with other settings; resume with the flags it was begun with.")
+    for name in ("dvae", "clip"):
+        if name in extra and checkpoint[name]["fingerprint"] != extra[name]["fingerprint"]:
+            raise UserError(f"{path} learned from another {name} than this; train it anew, without --resume.")
     model.load_state_dict(checkpoint["model"])
     if ema is not None:
         ema.module.load_state_dict(checkpoint["ema"])
