@@ -125,7 +125,7 @@ def text_diff(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tenso
     """Section 3.3: z_i turned towards the direction from one caption to the other, x_T as it is."""
     z_t, _ = pipeline.clip.encode_prompts(args.prompts, z_i.device)
     z_d = F.normalize(z_t[1::2] - z_t[::2], dim=-1)
-    shares = torch.linspace(0, 0.35, NUM_COLUMNS, device=z_i.device)
+    shares = torch.linspace(0, 0.5, NUM_COLUMNS, device=z_i.device)
     turned = torch.stack([slerp(z_i, z_d, share) for share in shares], dim=1)
     x_T = x_T[:, None].expand(-1, NUM_COLUMNS, *x_T.shape[1:])
     return decode(pipeline, turned, x_T, args), [f"{share:.2f}" for share in shares]
