@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
 
 
-def script(name, *arguments, cwd=ROOT):
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+def script(name, *arguments, cwd=ROOT, num_processes=1):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)] if num_processes > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 

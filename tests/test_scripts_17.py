@@ -72,7 +72,7 @@ def test_an_image_is_a_function_of_its_prompt_and_seed(trained, tmp_path, sample
 
 @pytest.mark.parametrize("mode", ["variations", "interpolation", "text_diff", "components"])
 def test_edits_write_their_figure(trained, tmp_path, mode):
-    edit = ("lesson_17/edit_mnist.py", mode, *models(trained), "--dataset", "mnist_5k", "--sampling_steps", 2)
+    edit = ("lesson_17/edit_mnist.py", mode, *models(trained), "--dataset", "mnist_5k", "--sampling_steps", 5)
     succeeds(*edit, "--prompts", "3", "8", "--output_dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mode}.png"]
 
@@ -81,6 +81,12 @@ def test_stages_of_three_channels_train(tmp_path):
     channels = ("--image_channels", 3, "--output_dir", tmp_path)
     succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, "--num_training_steps", 1, *channels)
     assert read_image(tmp_path / "decoder/sample-1.png").shape[0] in (3, 4)
+
+
+def test_all_stages_train_on_two_processes(tmp_path):
+    arguments = (*TINY, *STEPS, *SIZES, "--output_dir", tmp_path)
+    result = succeeds("lesson_17/train_mnist.py", *arguments, num_processes=2)
+    assert result.stdout.count("on 2 x cpu") == 3 and (tmp_path / "decoder/decoder-2.pt").exists()
 
 
 def test_a_pretrained_clip_takes_the_place_of_ours(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,6 +17,7 @@ class UserError(Exception):
 
 def run(main) -> None:
     """Call a script's `main`; a UserError becomes one sentence on stderr and exit code 2, without a traceback."""
+    PartialState(cpu=not torch.accelerator.is_available())  # on CPUs, processes find each other only if told so
     try:
         main()
     except UserError as error:
