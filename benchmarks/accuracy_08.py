@@ -7,7 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
 
-import torch
 from accelerate import PartialState
 from generate_mnist import DEFAULT_SAMPLING, Pipeline
 from utils.cli import ArgumentParser, add_data_flags, run
@@ -33,7 +32,7 @@ def main() -> None:
     classifier = train_classifier(train_set)
     images, labels = test_set[:]
     print(f"classifier on the test images: {accuracy(classifier, images, labels):.2%}")
-    reconstructions = torch.cat([pipeline.dvae.decode(pipeline.dvae.encode(part)) for part in images.split(500)])
+    reconstructions = test_set.map(lambda images: pipeline.dvae.decode(pipeline.dvae.encode(images)))
     print(f"dVAE on the test images: MSE {(reconstructions - images).square().mean():.5f}")
     print(f"classifier on their reconstructions: {accuracy(classifier, reconstructions, labels):.2%}")
     for name, sampling in SAMPLING.items():

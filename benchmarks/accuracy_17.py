@@ -12,10 +12,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 import torch
 from accelerate import PartialState
 from diffusion_prior import draw_image_embed
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, nearest_digit
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import load_digits
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
+from utils.prompts import PROMPTS
 from utils.scoring import accuracy, prompt_accuracy, train_classifier
 
 
@@ -28,16 +28,14 @@ def main() -> None:
     pipeline = Pipeline.load(args, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, device)
 
-    digits = torch.tensor(list(DIGIT_OF_PROMPT.values()), device=device)
     text_embed, text_encodings = pipeline.clip.encode_prompts(PROMPTS, device)
-    image_embed = pipeline.clip.encode_images(test_set)
-    right = digits[(image_embed @ text_embed.T).argmax(dim=1)] == test_set.labels
+    right = nearest_digit(pipeline.clip.encode_images(test_set), text_embed) == test_set.labels
     print(f"CLIP, zero-shot accuracy on the test images: {right.float().mean():.2%}")
 
     torch.manual_seed(0)
     prompt = torch.arange(len(PROMPTS), device=device).repeat_interleave(100)
     drawn = draw_image_embed(pipeline.prior, text_embed[prompt], text_encodings[prompt])
-    right = digits[(drawn @ text_embed.T).argmax(dim=1)] == digits[prompt]
+    right = nearest_digit(drawn, text_embed) == prompt // 2  # PROMPTS has two spellings of each digit
     print(f"prior, embeddings nearest to their digit's caption, of {len(prompt):,}: {right.float().mean():.2%}")
 
     draw = partial(pipeline.draw, **DEFAULT_SAMPLING)

@@ -16,6 +16,7 @@ from torch import Tensor
 from train_dvae import TRAINING as DVAE_TRAINING
 from train_mnist import TRAINING as DALL_E_TRAINING
 from utils.cli import ArgumentParser, default_preset, run
+from utils.training import block_matrices
 
 NUM_IMAGES = 64
 GRID_SIZES = (4, 7, 14)
@@ -39,8 +40,7 @@ def main() -> None:
     dall_e = DallE(config).to(device)
     text = torch.ones(training.batch_size, config.text_seq_len, dtype=torch.long, device=device)
     tokens = torch.randint(config.image_vocab_size, (training.batch_size, config.image_seq_len), device=device)
-    matrices = [parameter for parameter in dall_e.blocks.parameters() if parameter.ndim == 2]
-    ms = step_ms(dall_e, training, matrices, lambda: dall_e(text, tokens)[0], device)
+    ms = step_ms(dall_e, training, block_matrices(dall_e), lambda: dall_e(text, tokens)[0], device)
     print(f"transformer {ms:7.1f} ms a step of {training.batch_size}")
 
     print("\nimage tokens   images/s with the cache   without")

@@ -12,9 +12,11 @@ from accelerate import PartialState
 from clip import CLIP
 from diffusion_decoder import Decoder, decode_image_embed
 from diffusion_prior import DiffusionPrior, draw_image_embed
+from pipeline import sizes_from_clip
 from timing import describe_machine, peak_memory, seconds, step_ms
 from train_mnist import PRESETS, TRAINING
 from utils.cli import ArgumentParser, default_preset, run
+from utils.training import block_matrices
 
 NUM_IMAGES = 64
 GUIDANCE_SCALE = 2.0
@@ -41,22 +43,20 @@ def main() -> None:
     batch = trainings["clip"].batch_size
     clip, images = CLIP(c).to(device), torch.rand(batch, 1, 28, 28, device=device)
     tokens = torch.zeros(batch, c.text_seq_len, dtype=torch.long, device=device)
-    matrices = [p for name, p in clip.named_parameters() if p.ndim == 2 and ".blocks." in name]
     meanings = torch.arange(batch, device=device)
-    ms = step_ms(clip, trainings["clip"], matrices, lambda: clip(images, tokens, meanings)[0], device)
+    ms = step_ms(clip, trainings["clip"], block_matrices(clip), lambda: clip(images, tokens, meanings)[0], device)
     print(f"CLIP    {ms:7.1f} ms a step of {batch}")
 
-    from_clip = {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
+    from_clip = sizes_from_clip(c)
     batch = trainings["prior"].batch_size
     prior, (text_embed, encodings) = (
         DiffusionPrior(replace(configs["prior"], **from_clip)).to(device),
         conditions(batch),
     )
-    matrices = [parameter for parameter in prior.blocks.parameters() if parameter.ndim == 2]
     ms = step_ms(
         prior,
         trainings["prior"],
-        matrices,
+        block_matrices(prior),
         lambda: prior.diffusion.loss(lambda x_t, t: prior(x_t, t, text_embed, encodings), torch.randn_like(text_embed)),
         device,
     )

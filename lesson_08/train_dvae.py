@@ -1,7 +1,6 @@
 """Train the discrete VAE, stage 1 of DALL·E: images <-> image tokens. Writes to output/dvae."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -9,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from accelerate import PartialState
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run, with_sizes
 from utils.data import load_digits
 from utils.plots import save_grid
 from utils.training import build_model, train
@@ -49,10 +48,7 @@ def main() -> None:
 def train_dvae(args, config, training: TrainingConfig) -> Path:
     """Train a discrete VAE and return its last checkpoint."""
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, PartialState().device)
-    try:
-        config = replace(config, image_size=train_set.pixels.shape[-1])
-    except ValueError as error:
-        raise UserError(f"{error} Choose another --num_downsamples or --preset.") from error
+    config = with_sizes(config, image_size=train_set.pixels.shape[-1])
     model = build_model(DiscreteVAE, config, args.seed)
     model = model.to(memory_format=torch.channels_last)  # twice as fast as channels first, on a CPU
 

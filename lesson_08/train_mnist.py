@@ -14,15 +14,14 @@ import torch
 from accelerate import PartialState
 from dall_e import DALL_E_PRESETS, DallE
 from dvae import DVAE_PRESETS, DiscreteVAE, DVAEConfig
-from torch import Tensor
 from train_dvae import TRAINING as DVAE_TRAINING
 from train_dvae import train_dvae
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
-from utils.data import Images, load_digits
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run
+from utils.data import load_digits
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
-from utils.training import build_model, train
+from utils.training import block_matrices, build_model, train
 
 TRAINING = {
     "cpu": TrainingConfig(num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
@@ -65,14 +64,12 @@ def main() -> None:
 
     train_set, test_set = load_digits(args.dataset, args.data_dir, dvae.config.image_channels, PartialState().device)
     print("Turning the images into image tokens ...", flush=True)
-    train_tokens = encode_all(dvae, train_set)
-    test_tokens = encode_all(dvae, Images(test_set.pixels[:NUM_HELD_OUT], test_set.labels[:NUM_HELD_OUT]))
+    dvae = dvae.to(memory_format=torch.channels_last)
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
+    train_tokens, test_tokens = (images.map(dvae.encode, batch_size=64) for images in (train_set, held_out))
 
     tokenizer = PromptTokenizer.train()
-    try:
-        prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, PartialState().device)
-    except ValueError as error:
-        raise UserError(f"{error}; choose a larger --text_seq_len.") from error
+    prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, PartialState().device)
     sample_text = tokenizer.encode(SAMPLE_PROMPTS, config.text_seq_len).to(PartialState().device)
 
     config = replace(
@@ -94,10 +91,9 @@ def main() -> None:
         )
         rows = [" ".join(SAMPLE_PROMPTS[i : i + 10]) for i in range(0, len(SAMPLE_PROMPTS), 10)]
         (args.output_dir / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n")
-        _, losses = model(prompts_of(test_set.labels[:NUM_HELD_OUT]), test_tokens)
+        _, losses = model(prompts_of(held_out.labels), test_tokens)
         return {name: value.item() for name, value in losses.items()}
 
-    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
     train(
         "dall_e",
         model,
@@ -106,7 +102,7 @@ def main() -> None:
         len(train_set),
         loss_of_batch,
         sample,
-        matrices,
+        block_matrices(model),
         tokenizer=tokenizer.to_json(),
         dvae={"file": str(dvae_file), "fingerprint": fingerprint(dvae)},
     )
@@ -118,12 +114,6 @@ def train_missing_dvae(args) -> Path:
     dvae_args.output_dir = ROOT / "output" / "dvae"
     dvae_args.resume = False
     return train_dvae(dvae_args, DVAE_PRESETS[args.preset], DVAE_TRAINING[args.preset])
-
-
-def encode_all(dvae: DiscreteVAE, images: Images, batch_size: int = 64) -> Tensor:
-    """The image tokens (N, h*w) of all `images`."""
-    dvae = dvae.to(memory_format=torch.channels_last)
-    return torch.cat([dvae.encode(images[i : i + batch_size][0]) for i in range(0, len(images), batch_size)])
 
 
 if __name__ == "__main__":

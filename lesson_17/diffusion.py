@@ -105,11 +105,11 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
 
-        sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the
-        predicted x_0 and eps as at s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that
-        noise. The predicted x_0 is kept within +-x_0_range.
+        sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
+        s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that noise. The
+        predicted x_0 is kept within +-x_0_range.
         """
-        x = x_T
+        x, is_random = x_T, sampler == "ddpm" or eta > 0
         steps = self.timesteps(num_steps)
         for t, s in zip(steps, steps[1:]):
             x_0, eps = self.x_0_and_eps(network(x, t.expand(len(x))), x, t)
@@ -121,7 +121,7 @@ class Diffusion(nn.Module):
                 x, variance = self.q_posterior(x_0, x, t, s)
             else:
                 x, variance = self.ddim_step(x_0, eps, t, s, eta)
-            if s > 0 and variance > 0:
+            if is_random and s > 0:
                 x = x + variance.sqrt() * randn(x.shape).to(x)
         return x
 
@@ -153,19 +153,22 @@ class Diffusion(nn.Module):
         return x_s
 
 
-def guided(network: Callable, guidance_scale: float) -> Callable:
-    """Classifier-free guidance (arXiv 2207.12598): network(x_t, t, conditional) becomes a network(x_t, t).
+def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
+    """Classifier-free guidance (arXiv 2207.12598): model(x_t, t, *conditions, conditional) becomes a network(x_t, t).
 
-    guidance_scale: 0 is the unconditional network, 1 the conditional one; more exaggerates what the condition changes.
+    guidance_scale: 0 is the unconditional model, 1 the conditional one; more exaggerates what the conditions change.
     """
 
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        if guidance_scale in (0, 1):
-            return network(x_t, t, conditional=guidance_scale == 1)
-        unconditional = network(x_t, t, conditional=False)
-        return unconditional + guidance_scale * (network(x_t, t, conditional=True) - unconditional)
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        def predict(conditional: bool) -> Tensor:
+            return model(x_t, t, *conditions, conditional=conditional).to(x_t.dtype)
 
-    return predict
+        if guidance_scale in (0, 1):
+            return predict(guidance_scale == 1)
+        unconditional = predict(False)
+        return unconditional + guidance_scale * (predict(True) - unconditional)
+
+    return network
 
 
 def drop_condition(condition: Tensor, null: Tensor, share: float) -> Tensor:

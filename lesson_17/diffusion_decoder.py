@@ -10,7 +10,6 @@ B batch, C image channels, H image height and width, E size of CLIP's embeddings
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -221,14 +220,6 @@ class Decoder(nn.Module):
         image_tokens = rearrange(self.image_to_tokens(image_embed), "b (n d) -> b n d", n=NUM_IMAGE_TOKENS)
         return time, torch.cat([image_tokens, self.encodings_to_tokens(text_encodings)], dim=1)
 
-    def given(self, image_embed: Tensor, text_encodings: Tensor | None, guidance_scale: float) -> Callable:
-        """The network(x_t, t) for these conditions, guided."""
-
-        def network(x_t: Tensor, t: Tensor, conditional: bool) -> Tensor:
-            return self(x_t, t, image_embed, text_encodings, conditional).float()
-
-        return guided(network, guidance_scale)
-
 
 @torch.no_grad()
 def decode_image_embed(
@@ -244,7 +235,7 @@ def decode_image_embed(
 
     text_encodings (B, T, width) of their captions, or None; `sampler` goes to Diffusion.sample.
     """
-    network = decoder.given(image_embed, text_encodings, guidance_scale)
+    network = guided(decoder, guidance_scale, image_embed, text_encodings)
     x_0 = decoder.diffusion.sample(network, x_T, num_steps, x_0_range=1.0, **sampler)
     return from_x_0(x_0)
 

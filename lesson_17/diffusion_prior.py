@@ -120,14 +120,10 @@ def draw_image_embed(
     Two are drawn for each caption, and the one with the larger product with its text embedding is kept (section 2.2).
     randn(shape) gives the noise of one draw; `sampler` goes to Diffusion.sample.
     """
-
-    def network(x_t: Tensor, t: Tensor, conditional: bool) -> Tensor:
-        return prior(x_t, t, text_embed, text_encodings, conditional)
-
-    drawn = []
+    network, drawn = guided(prior, guidance_scale, text_embed, text_encodings), []
     for _ in range(2):
         x_T = randn(text_embed.shape).to(text_embed)
-        x_0 = prior.diffusion.sample(guided(network, guidance_scale), x_T, num_steps, randn=randn, **sampler)
+        x_0 = prior.diffusion.sample(network, x_T, num_steps, randn=randn, **sampler)
         drawn.append(prior.unscale(x_0))
     first, second = drawn
     better = (second * text_embed).sum(dim=-1) > (first * text_embed).sum(dim=-1)

@@ -18,14 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from diffusion import guided
 from diffusion_decoder import decode_image_embed, to_x_0
 from pipeline import Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, run, seed_number
 from utils.data import Images, load_digits
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT, check_prompt
-from utils.samples import SeededNoise
+from utils.prompts import DIGIT_OF_PROMPT
+from utils.samples import SeededNoise, known_prompts
 
 PAIRS = ("interpolation", "text_diff")  # modes that take the prompts two by two
 DEFAULT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
@@ -41,7 +42,7 @@ def main() -> None:
     images = choose_images(test_set, args.prompts, args.seed)
     x_0, _ = images[:]
     z_i = pipeline.clip.encode_images(images)
-    x_T = pipeline.decoder.diffusion.invert(pipeline.decoder.given(z_i, None, 1.0), to_x_0(x_0), args.sampling_steps)
+    x_T = pipeline.decoder.diffusion.invert(guided(pipeline.decoder, 1.0, z_i, None), to_x_0(x_0), args.sampling_steps)
 
     if args.mode == "variations":
         rows, captions = variations(pipeline, z_i, x_T, args)
@@ -79,10 +80,7 @@ def parse_args():
     add_model_flags(parser)
     add_data_flags(parser)
     args = parser.parse_args()
-    try:
-        args.prompts = [check_prompt(prompt) for prompt in args.prompts]
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
+    args.prompts = known_prompts(args.prompts)
     if args.mode in PAIRS and len(args.prompts) % 2:
         raise UserError(f"{args.mode} takes the prompts two by two, and there are {len(args.prompts)}.")
     return args
@@ -93,7 +91,7 @@ def choose_images(test_set: Images, prompts: list[str], seed: int) -> Images:
     rng = random.Random(seed)
     digits = test_set.labels.tolist()
     chosen = [rng.choice([i for i, digit in enumerate(digits) if digit == DIGIT_OF_PROMPT[p]]) for p in prompts]
-    return Images(test_set.pixels[chosen], test_set.labels[chosen])
+    return test_set.subset(chosen)
 
 
 def decode(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args, **sampler) -> Tensor:

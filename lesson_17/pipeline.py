@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError
 from utils.data import Images
-from utils.prompts import PromptTokenizer
+from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
 from utils.samples import SeededNoise
 
 SLICE = 128  # images drawn at once
@@ -71,13 +71,7 @@ class FrozenCLIP:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the configs of the prior and the decoder take from CLIP."""
-        c = self.model if self.tokenizer is None else self.model.config
-        return {
-            "clip_embed_dim": c.embed_dim,
-            "clip_text_width": c.text_width,
-            "clip_text_seq_len": c.text_seq_len,
-        }
+        return sizes_from_clip(self.model if self.tokenizer is None else self.model.config)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], device) -> tuple[Tensor, Tensor]:
@@ -89,10 +83,20 @@ class FrozenCLIP:
         return self.model.encode_text(tokens.to(device))
 
     @torch.no_grad()
-    def encode_images(self, images: Images, batch_size: int = 500) -> Tensor:
+    def encode_images(self, images: Images) -> Tensor:
         """The embeddings (N, E) of all `images`."""
-        parts = range(0, len(images), batch_size)
-        return torch.cat([self.model.encode_image(images[i : i + batch_size][0]) for i in parts])
+        return images.map(self.model.encode_image)
+
+
+def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
+    """What the configs of the prior and the decoder take from CLIP."""
+    return {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
+
+
+def nearest_digit(image_embed: Tensor, text_embed: Tensor) -> Tensor:
+    """The digit (B,) of the caption nearest to each image embedding (B, E), text_embed (20, E) being those of PROMPTS."""
+    digits = torch.tensor(list(DIGIT_OF_PROMPT.values()), device=image_embed.device)
+    return digits[(image_embed @ text_embed.T).argmax(dim=1)]
 
 
 def tokenize(tokenizer: PromptTokenizer, prompts: list[str], text_seq_len: int) -> Tensor:

@@ -15,14 +15,14 @@ from accelerate import PartialState
 from clip import CLIP, CLIP_PRESETS
 from diffusion_decoder import DECODER_PRESETS, Decoder, decode_image_embed, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, draw_image_embed
-from pipeline import FrozenCLIP, add_end, tokenize
+from pipeline import FrozenCLIP, add_end, nearest_digit, tokenize
 from torch import Tensor
 from utils.checkpoints import load_checkpoint
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, run
-from utils.data import NUM_CLASSES, Images, load_digits
+from utils.cli import ROOT, ArgumentParser, TrainingConfig, UserError, parse_training_flags, peek, run, with_sizes
+from utils.data import NUM_CLASSES, load_digits
 from utils.plots import save_grid, save_matrix
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS, PromptSampler, PromptTokenizer
-from utils.training import build_model, train
+from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
+from utils.training import block_matrices, build_model, train
 
 PRESETS = {"clip": CLIP_PRESETS, "prior": PRIOR_PRESETS, "decoder": DECODER_PRESETS}
 TRAINING = {
@@ -44,7 +44,6 @@ TRAINING = {
 }  # fmt: skip
 BPE_DROPOUT = 0.1
 NUM_HELD_OUT = 1000  # test images that each sample step measures
-DIGITS_OF_PROMPTS = torch.tensor(list(DIGIT_OF_PROMPT.values()))
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def parse_args():
         "--clip_model", metavar="NAME", help="take a CLIP that transformers loads, instead of training one"
     )
     parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
-    known, _ = parser.parse_known_args([flag for flag in sys.argv[1:] if flag not in ("-h", "--help")])
+    known = peek(parser)
     if known.stage:
         chosen = [known.stage]
     else:
@@ -100,11 +99,8 @@ def train_clip(args, config, training: TrainingConfig) -> Path:
     device = PartialState().device
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
     tokenizer = PromptTokenizer.train()
-    try:
-        config = replace(config, image_size=train_set.pixels.shape[-1], text_vocab_size=tokenizer.vocab_size)
-        captions = PromptSampler(tokenizer, config.text_seq_len - 1, BPE_DROPOUT, device)
-    except ValueError as error:
-        raise UserError(f"{error} Choose other sizes, or another --preset.") from error
+    config = with_sizes(config, image_size=train_set.pixels.shape[-1], text_vocab_size=tokenizer.vocab_size)
+    captions = PromptSampler(tokenizer, config.text_seq_len - 1, BPE_DROPOUT, device)
     model = build_model(CLIP, config, args.seed)
     prompt_tokens = tokenize(tokenizer, PROMPTS, config.text_seq_len).to(device)
 
@@ -116,8 +112,7 @@ def train_clip(args, config, training: TrainingConfig) -> Path:
         images, labels = test_set[:NUM_HELD_OUT]
         text_embed, _ = model.encode_text(prompt_tokens)
         image_embed = model.encode_image(images)
-        nearest = DIGITS_OF_PROMPTS.to(device)[(image_embed @ text_embed.T).argmax(dim=1)]
-        zero_shot = (nearest == labels).float().mean().item()
+        zero_shot = (nearest_digit(image_embed, text_embed) == labels).float().mean().item()
         one_of_each = torch.stack([torch.where(labels == digit)[0][0] for digit in range(NUM_CLASSES)])
         save_matrix(
             image_embed[one_of_each] @ text_embed.T,
@@ -128,7 +123,6 @@ def train_clip(args, config, training: TrainingConfig) -> Path:
         )
         return {"zero_shot_accuracy": zero_shot}
 
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in name]
     return train(
         "clip",
         model,
@@ -137,7 +131,7 @@ def train_clip(args, config, training: TrainingConfig) -> Path:
         len(train_set),
         loss_of_batch,
         sample,
-        matrices,
+        block_matrices(model),
         tokenizer=tokenizer.to_json(),
     )
 
@@ -148,8 +142,8 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Pat
     text_embed, text_encodings = clip.encode_prompts(PROMPTS, device)
     print("Embedding the images ...", flush=True)
     image_embed = clip.encode_images(train_set)
-    test_embed = clip.encode_images(Images(test_set.pixels[:NUM_HELD_OUT], test_set.labels[:NUM_HELD_OUT]))
-    test_labels = test_set.labels[:NUM_HELD_OUT]
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
+    test_embed, test_labels = clip.encode_images(held_out), held_out.labels
     model = prior = build_model(DiffusionPrior, config, args.seed).to(device)
     prior.fit_scale(image_embed)
     scaled = prior.scale(image_embed)
@@ -164,8 +158,8 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Pat
         torch.manual_seed(args.seed)
         prompt = torch.arange(len(PROMPTS), device=device).repeat_interleave(NUM_HELD_OUT // len(PROMPTS))
         drawn = draw_image_embed(prior, text_embed[prompt], text_encodings[prompt])
-        digits = DIGITS_OF_PROMPTS.to(device)
-        own = (digits[(drawn @ text_embed.T).argmax(dim=1)] == digits[prompt]).float().mean().item()
+        digits = prompt // 2  # PROMPTS has two spellings of each
+        own = (nearest_digit(drawn, text_embed) == digits).float().mean().item()
         means = torch.stack([test_embed[test_labels == digit].mean(dim=0) for digit in range(NUM_CLASSES)])
         to_images = (drawn @ means.T).view(len(PROMPTS), -1, NUM_CLASSES).mean(dim=1)
         to_captions = (drawn @ text_embed.T).view(len(PROMPTS), -1, len(PROMPTS)).mean(dim=1)
@@ -180,11 +174,13 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Pat
         return {
             "own_caption_nearest": own,
             "cosine_to_caption": (drawn * text_embed[prompt]).sum(dim=1).mean().item(),
-            "cosine_to_images": (drawn * means[digits[prompt]]).sum(dim=1).mean().item(),
+            "cosine_to_images": (drawn * means[digits]).sum(dim=1).mean().item(),
         }
 
-    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-    return train("prior", model, training, args, len(train_set), loss_of_batch, sample, matrices, clip=clip.source)
+    return train(
+        *("prior", model, training, args, len(train_set), loss_of_batch, sample, block_matrices(model)),
+        clip=clip.source,
+    )
 
 
 def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Path:
@@ -192,22 +188,20 @@ def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> P
     if clip.tokenizer is not None and clip.image_channels != config.image_channels:
         raise UserError(f"The CLIP sees {clip.image_channels} channels; pass --image_channels {clip.image_channels}.")
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
-    try:
-        config = replace(config, image_size=train_set.pixels.shape[-1])
-    except ValueError as error:
-        raise UserError(f"{error} Choose another --preset.") from error
+    config = with_sizes(config, image_size=train_set.pixels.shape[-1])
     _, text_encodings = clip.encode_prompts(PROMPTS, device)
     print("Embedding the images ...", flush=True)
     image_embed = clip.encode_images(train_set)
     decoder = build_model(Decoder, config, args.seed).to(memory_format=torch.channels_last)
 
     first_two = [torch.where(test_set.labels == digit)[0][:2] for digit in range(NUM_CLASSES)]
-    shown = Images(*(x[torch.stack(first_two, dim=1).flatten()] for x in (test_set.pixels, test_set.labels)))
+    shown = test_set.subset(torch.stack(first_two, dim=1).flatten())
     shown_images, _ = shown[:]
     shown_embed = clip.encode_images(shown)
     shown_prompts = torch.arange(2 * NUM_CLASSES).view(NUM_CLASSES, 2).T.flatten()  # the words, then the numerals
-    held_out_images, held_out_labels = test_set[:NUM_HELD_OUT]
-    held_out_embed = clip.encode_images(Images(test_set.pixels[:NUM_HELD_OUT], held_out_labels))
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
+    held_out_images, held_out_labels = held_out[:]
+    held_out_embed = clip.encode_images(held_out)
 
     def loss_of_batch(model, index, step):
         images, labels = train_set[index]

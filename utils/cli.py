@@ -111,7 +111,7 @@ def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, d
     """
     presets = list(next(iter(stages.values()))[0])
     parser.add_argument("--preset", choices=presets, default=default_preset(), help="sizes and step counts")
-    preset = choose_preset(parser)
+    preset = peek(parser).preset
     chosen = {kind: (models[preset], trainings[preset]) for kind, (models, trainings) in stages.items()}
     for name, defaults in numbers_of(chosen).items():
         kind = type(next(iter(defaults.values())))
@@ -166,9 +166,15 @@ def override(config, given: dict):
     return replace(config, **{f.name: given[f.name] for f in fields(config) if f.name in given})
 
 
-def choose_preset(parser: ArgumentParser) -> str:
-    """The preset on the command line, looked at first, so that --help shows the defaults of that preset."""
-    given = [after for flag, after in zip(sys.argv, sys.argv[1:]) if flag == "--preset"]
-    given += [flag.split("=", 1)[1] for flag in sys.argv if flag.startswith("--preset=")]
-    preset = given[-1] if given else parser.get_default("preset")
-    return preset if preset in ("cpu", "gpu", "paper") else parser.get_default("preset")
+def peek(parser: ArgumentParser):
+    """What the flags added so far are set to, where that decides which others there are; --help has to wait for them."""
+    known, _ = parser.parse_known_args([flag for flag in sys.argv[1:] if flag not in ("-h", "--help")])
+    return known
+
+
+def with_sizes(config, **sizes):
+    """A model config with the sizes that the data give. Raises UserError if they do not fit its others."""
+    try:
+        return replace(config, **sizes)
+    except ValueError as error:
+        raise UserError(f"{error} Choose other sizes, or another --preset.") from error

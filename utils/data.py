@@ -32,6 +32,13 @@ class Images:
         """The images at `index` as floats in [0, 1], (B, C, H, W), and their labels (B,)."""
         return self.pixels[index].float() / 255, self.labels[index]
 
+    def subset(self, index) -> "Images":
+        return Images(self.pixels[index], self.labels[index])
+
+    def map(self, function, batch_size: int = 500) -> Tensor:
+        """`function` of all the images, computed in slices: function(images (B, C, H, W)) -> (B, ...), to (N, ...)."""
+        return torch.cat([function(self[i : i + batch_size][0]) for i in range(0, len(self), batch_size)])
+
 
 def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
     """Training and test images, 28x28, grey (`image_channels` 1) or the grey repeated (3).

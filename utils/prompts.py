@@ -7,6 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from utils.cli import UserError
+
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPELLINGS = [(word, str(digit)) for digit, word in enumerate(DIGIT_WORDS)]  # what each label is called
 PROMPTS = [spelling for spellings in SPELLINGS for spelling in spellings]
@@ -100,11 +102,15 @@ class PromptSampler:
     """Draws a fresh prompt for each label, word or numeral, as text tokens that lie ready on the device.
 
     Each spelling is tokenised `num_draws` times with BPE dropout beforehand, so a batch is an index look-up.
+    Raises UserError if a prompt, cut into letters, does not fit into text_seq_len tokens.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, text_seq_len: int, dropout: float, device, num_draws: int = 256):
         rng = random.Random(0)  # the table is the same in every run, and a run's own seed decides what is drawn from it
-        drawn = tokenizer.encode([p for p in PROMPTS for _ in range(num_draws)], text_seq_len, dropout, rng)
+        try:
+            drawn = tokenizer.encode([p for p in PROMPTS for _ in range(num_draws)], text_seq_len, dropout, rng)
+        except ValueError as error:
+            raise UserError(f"{error}; choose a larger --text_seq_len.") from error
         self.table = drawn.view(len(SPELLINGS), -1, text_seq_len).to(device)  # (digit, spelling and draw, T)
 
     def __call__(self, labels: Tensor) -> Tensor:

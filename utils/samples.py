@@ -34,12 +34,16 @@ def choose_prompts(args) -> tuple[list[str], int]:
         for row in range(0, NUM_RANDOM, 8):
             print(" ".join(prompts[row : row + 8]))
         return [prompt for prompt in prompts for _ in range(args.num_samples)], 8 * args.num_samples
+    prompts = [prompt for prompt in known_prompts(args.prompts) for _ in range(args.num_samples)]
+    return prompts, args.num_samples if args.num_samples > 1 else min(len(prompts), 10)
+
+
+def known_prompts(prompts: list[str]) -> list[str]:
+    """The prompts as the models know them. Raises UserError for one that no model learned."""
     try:
-        known = [check_prompt(prompt) for prompt in args.prompts]
+        return [check_prompt(prompt) for prompt in prompts]
     except ValueError as error:
         raise UserError(f"{error}.") from error
-    prompts = [prompt for prompt in known for _ in range(args.num_samples)]
-    return prompts, args.num_samples if args.num_samples > 1 else min(len(prompts), 10)
 
 
 class SeededNoise:

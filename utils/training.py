@@ -150,6 +150,11 @@ def build_model(model_class, config, seed: int) -> nn.Module:
     return model_class(config)
 
 
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices of a model's transformer blocks, which Muon is for."""
+    return [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
+
+
 def check_memory(model: nn.Module, device: torch.device) -> None:
     """Raises UserError if training `model`, given on the meta device, needs more memory than `device` has: 16 bytes a
     parameter for weights, gradients and the optimizer's two moments, in float32."""
