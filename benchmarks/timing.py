@@ -9,7 +9,7 @@ import time
 import torch
 from torch import nn
 from utils.cli import TrainingConfig, default_precision
-from utils.training import keep_freed_memory, make_optimizers
+from utils.training import make_optimizers
 
 NUM_STEPS = 10
 
@@ -22,7 +22,6 @@ def describe_machine(device: torch.device) -> str:
 
 def step_ms(model: nn.Module, training: TrainingConfig, matrices, loss_of_batch, device: torch.device) -> float:
     """Median milliseconds of a training step; loss_of_batch() gives the loss of `model`."""
-    keep_freed_memory()
     optimizers = make_optimizers(model, training, matrices)
 
     def step() -> None:

@@ -30,6 +30,7 @@ class Pipeline:
     tokenizer: PromptTokenizer
     dall_e: DallE
     dvae: DiscreteVAE
+    files: dict[str, str]  # the checkpoints that it was loaded from
 
     @classmethod
     def load(cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device) -> "Pipeline":
@@ -46,7 +47,8 @@ class Pipeline:
                 f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}."
             )
         dall_e = load_model(checkpoint, DallE, DallEConfig)
-        return cls(PromptTokenizer.from_json(checkpoint["tokenizer"]), dall_e.to(device), dvae.to(device))
+        tokenizer = PromptTokenizer.from_json(checkpoint["tokenizer"])
+        return cls(tokenizer, dall_e.to(device), dvae.to(device), {"dvae": str(dvae_file), "dall_e": str(dall_e_file)})
 
     def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
         """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and `sampling`, the
@@ -92,6 +94,24 @@ def main() -> None:
 def parse_args():
     parser = ArgumentParser(__doc__)
     add_sample_flags(parser, ROOT / "output" / "dall_e_samples")
+    add_sampling_flags(parser)
+    parser.add_argument(
+        "--complete_rows",
+        type=number(int, 0),
+        default=0,
+        help="keep so many rows of tokens of test images, and draw the rest",
+    )
+    add_model_flags(parser)
+    add_data_flags(parser)
+    return parser.parse_args()
+
+
+def add_model_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
+    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
+
+
+def add_sampling_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=number(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
     )
@@ -106,17 +126,7 @@ def parse_args():
         type=number(float, 0, 100),
         help="how much the caption is exaggerated; 1: not at all",
     )
-    parser.add_argument(
-        "--complete_rows",
-        type=number(int, 0),
-        default=0,
-        help="keep so many rows of tokens of test images, and draw the rest",
-    )
-    parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
-    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
-    add_data_flags(parser)
     parser.set_defaults(**DEFAULT_SAMPLING)
-    return parser.parse_args()
 
 
 def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,9 +14,7 @@ from utils.plots import save_grid
 from utils.training import build_model, train
 
 TRAINING = {
-    "cpu": TrainingConfig(
-        num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=1100, sample_every=550
-    ),
+    "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=550, sample_every=550),
     "gpu": TrainingConfig(
         num_training_steps=30_000,
         batch_size=128,

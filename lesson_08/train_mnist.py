@@ -24,7 +24,9 @@ from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
 from utils.training import block_matrices, build_model, train
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
+    "cpu": TrainingConfig(
+        num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=100
+    ),
     "gpu": TrainingConfig(
         num_training_steps=60_000,
         batch_size=128,

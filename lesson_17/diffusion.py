@@ -72,9 +72,9 @@ class Diffusion(nn.Module):
             return predicted, (x_t - signal * predicted) / noise
         return (x_t - noise * predicted) / signal, predicted
 
-    def loss(self, network: Callable, x_0: Tensor) -> Tensor:
-        """Mean squared error of network(x_t, t) at a random t for each x_0 (B, ...): DDPM, algorithm 1."""
-        t = torch.randint(1, self.num_timesteps + 1, (len(x_0),), device=x_0.device)
+    def loss(self, network: Callable, x_0: Tensor, t: Tensor | None = None) -> Tensor:
+        """Mean squared error of network(x_t, t) at t (B,), or a random t for each x_0 (B, ...): DDPM, algorithm 1."""
+        t = torch.randint(1, self.num_timesteps + 1, (len(x_0),), device=x_0.device) if t is None else t
         eps = torch.randn_like(x_0)
         predicted = network(self.q_sample(x_0, t, eps), t)
         return F.mse_loss(predicted.float(), self.target(x_0, t, eps))

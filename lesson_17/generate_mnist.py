@@ -6,8 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accelerate import PartialState
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
-from utils.cli import ROOT, ArgumentParser, number, run
+from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from utils.cli import ROOT, ArgumentParser, run
 from utils.plots import save_grid
 from utils.samples import add_sample_flags, choose_prompts, write_images
 
@@ -26,24 +26,8 @@ def main() -> None:
 def parse_args():
     parser = ArgumentParser(__doc__)
     add_sample_flags(parser, ROOT / "output" / "dall_e_2_samples")
-    parser.add_argument(
-        "--guidance_scale",
-        type=number(float, 0, 100),
-        help="how much the decoder exaggerates embedding and caption; 1: not at all",
-    )
-    parser.add_argument(
-        "--prior_guidance_scale",
-        type=number(float, 0, 100),
-        help="how much the prior exaggerates the caption; 1: not at all",
-    )
-    parser.add_argument(
-        "--sampling_steps", type=number(int, 1, 1000), help="of the prior and the decoder; more is finer and slower"
-    )
-    parser.add_argument(
-        "--sampler", choices=["ddim", "ddpm"], help="ddim adds no noise on the way, ddpm does and wants more steps"
-    )
+    add_sampling_flags(parser)
     add_model_flags(parser)
-    parser.set_defaults(**DEFAULT_SAMPLING)
     return parser.parse_args()
 
 

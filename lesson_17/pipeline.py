@@ -9,7 +9,7 @@ from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed
 from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ArgumentParser, UserError
+from utils.cli import ArgumentParser, UserError, number
 from utils.data import Images
 from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
 from utils.samples import SeededNoise
@@ -29,6 +29,26 @@ def add_model_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
     )
+
+
+def add_sampling_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--guidance_scale",
+        type=number(float, 0, 100),
+        help="how much the decoder exaggerates embedding and caption; 1: not at all",
+    )
+    parser.add_argument(
+        "--prior_guidance_scale",
+        type=number(float, 0, 100),
+        help="how much the prior exaggerates the caption; 1: not at all",
+    )
+    parser.add_argument(
+        "--sampling_steps", type=number(int, 1, 1000), help="of the prior and the decoder; more is finer and slower"
+    )
+    parser.add_argument(
+        "--sampler", choices=["ddim", "ddpm"], help="ddim adds no noise on the way, ddpm does and wants more steps"
+    )
+    parser.set_defaults(**DEFAULT_SAMPLING)
 
 
 @dataclass
@@ -116,6 +136,7 @@ class Pipeline:
     prior: DiffusionPrior
     decoder: Decoder
     device: torch.device
+    files: dict[str, str]  # the checkpoints that it was loaded from
 
     @classmethod
     def load(cls, args, device) -> "Pipeline":
@@ -138,6 +159,8 @@ class Pipeline:
             load_model(prior, DiffusionPrior, PriorConfig).to(device),
             load_model(decoder, Decoder, DecoderConfig).to(device, memory_format=torch.channels_last),
             device,
+            {"clip": clip.source["pretrained"] or clip.source["file"]}
+            | {"prior": str(prior_file), "decoder": str(decoder_file)},
         )
 
     def draw(

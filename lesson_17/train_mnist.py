@@ -113,11 +113,11 @@ def train_clip(args, config, training: TrainingConfig) -> Path:
         text_embed, _ = model.encode_text(prompt_tokens)
         image_embed = model.encode_image(images)
         zero_shot = (nearest_digit(image_embed, text_embed) == labels).float().mean().item()
-        one_of_each = torch.stack([torch.where(labels == digit)[0][0] for digit in range(NUM_CLASSES)])
+        one_of_each, _ = test_set.of_each(1)[:]
         save_matrix(
-            image_embed[one_of_each] @ text_embed.T,
+            model.encode_image(one_of_each) @ text_embed.T,
             args.output_dir / f"sample-{step}.png",
-            images[one_of_each],
+            one_of_each,
             PROMPTS,
             f"step {step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}",
         )
@@ -194,8 +194,8 @@ def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> P
     image_embed = clip.encode_images(train_set)
     decoder = build_model(Decoder, config, args.seed).to(memory_format=torch.channels_last)
 
-    first_two = [torch.where(test_set.labels == digit)[0][:2] for digit in range(NUM_CLASSES)]
-    shown = test_set.subset(torch.stack(first_two, dim=1).flatten())
+    shown = test_set.of_each(2)
+    shown = shown.subset(torch.arange(len(shown)).view(NUM_CLASSES, 2).T.flatten())  # one of each, then another
     shown_images, _ = shown[:]
     shown_embed = clip.encode_images(shown)
     shown_prompts = torch.arange(2 * NUM_CLASSES).view(NUM_CLASSES, 2).T.flatten()  # the words, then the numerals

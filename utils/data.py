@@ -35,6 +35,14 @@ class Images:
     def subset(self, index) -> "Images":
         return Images(self.pixels[index], self.labels[index])
 
+    def of_each(self, number: int) -> "Images":
+        """The first `number` images of each digit, digit by digit."""
+        return self.subset(torch.cat([torch.where(self.labels == digit)[0][:number] for digit in range(NUM_CLASSES)]))
+
+    def at_random(self, number: int) -> "Images":
+        """`number` images, always the same ones: MNIST comes writer by writer, so its first ones are a few hands'."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:number])
+
     def map(self, function, batch_size: int = 500) -> Tensor:
         """`function` of all the images, computed in slices: function(images (B, C, H, W)) -> (B, ...), to (N, ...)."""
         return torch.cat([function(self[i : i + batch_size][0]) for i in range(0, len(self), batch_size)])

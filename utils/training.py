@@ -1,10 +1,8 @@
 """The one training loop: device, precision, processes, schedule, averaging, metrics, checkpoints, resuming."""
 
 import csv
-import ctypes
 import functools
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,7 +43,6 @@ def train(
 
     Raises UserError if the batch does not divide among the processes, or a resumed run has another model or is finished.
     """
-    keep_freed_memory()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if training.batch_size % accelerator.num_processes:
         raise UserError(
@@ -127,16 +124,6 @@ def train(
         accelerator.wait_for_everyone()
     progress.close()
     return path
-
-
-def keep_freed_memory() -> None:
-    """Have glibc's malloc keep the memory that a step frees, for the next: handing it back to Linux and asking for it
-    anew costs a CPU a tenth of each step and more."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def build_model(model_class, config, seed: int) -> nn.Module:

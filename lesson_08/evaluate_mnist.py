@@ -1,0 +1,99 @@
+"""Measure a trained DALL·E: how good its tokens, its predictions and its pictures are. Writes a table, as JSON and as a
+picture, to output/evaluation."""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from accelerate import PartialState
+from dvae import DiscreteVAE, codebook_use
+from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from torch import Tensor
+from train_mnist import BPE_DROPOUT
+from utils.cli import ArgumentParser, add_data_flags, run
+from utils.data import Images, load_digits
+from utils.evaluation import Row, add_evaluation_flags, draw_samples, real_rows, sample_rows, write_report
+from utils.prompts import PromptSampler
+from utils.scoring import accuracy, frechet_distance, in_slices, load_scorer
+
+
+def main() -> None:
+    args = parse_args()
+    device = PartialState().device
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
+    scorer = load_scorer(train_set)
+    sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
+
+    image_tokens = test_set.map(pipeline.dvae.encode)
+    samples = draw_samples(partial(pipeline.draw, **sampling), scorer, args.num_samples)
+    plain = draw_samples(pipeline.draw, scorer, args.num_samples)
+    rows = [
+        *dvae_rows(pipeline.dvae, scorer, test_set, image_tokens),
+        ceiling_row(pipeline.dvae, scorer, train_set.at_random(len(samples.digits)), test_set),
+        *transformer_rows(pipeline, test_set.labels, image_tokens),
+        *real_rows(scorer, len(samples.digits), train_set, test_set),
+        *sample_rows("samples", samples, scorer, train_set, test_set),
+        *sample_rows("plain samples", plain, scorer, train_set, test_set),
+    ]
+    about = {"checkpoints": pipeline.files, "sampling": sampling}
+    write_report(args.output_dir, "dall_e", rows, samples, train_set, about)
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    add_evaluation_flags(parser)
+    add_sampling_flags(parser)
+    add_model_flags(parser)
+    add_data_flags(parser)
+    return parser.parse_args()
+
+
+def dvae_rows(dvae: DiscreteVAE, scorer, test_set: Images, image_tokens: Tensor) -> list[Row]:
+    """What is lost between an image and its tokens, and how much of the codebook the tokens use."""
+    images, labels = test_set[:]
+    reconstructions = in_slices(dvae.decode, image_tokens)
+    mse = (reconstructions - images).square().mean().item()
+    use = {name: value.item() for name, value in codebook_use(image_tokens, dvae.config.codebook_size).items()}
+    share = accuracy(scorer, reconstructions, labels)
+    size = dvae.config.codebook_size
+    return [
+        Row("dVAE, MSE", mse, f"{mse:.4f}", "of pixels in [0, 1], on the test images"),
+        Row("dVAE, PSNR", psnr := -10 * math.log10(mse), f"{psnr:.1f} dB"),
+        Row("dVAE, codes used", use["codes_used"], f"{use['codes_used']}", f"of {size}, by the test images"),
+        Row("dVAE, perplexity", use["perplexity"], f"{use['perplexity']:.0f}", f"of the codes, at most {size}"),
+        Row("dVAE, scorer's accuracy", share, f"{share:.1%}", "on the reconstructions"),
+    ]
+
+
+def ceiling_row(dvae: DiscreteVAE, scorer, real: Images, test_set: Images) -> Row:
+    """What samples would get if the transformer were perfect."""
+    reconstructions = real.map(lambda images: dvae.decode(dvae.encode(images)))
+    distance = frechet_distance(in_slices(scorer.features, reconstructions), test_set.map(scorer.features))
+    return Row("dVAE, Fréchet distance", distance, f"{distance:.1f}", "of reconstructions: the ceiling of the samples")
+
+
+def transformer_rows(pipeline: Pipeline, labels: Tensor, image_tokens: Tensor) -> list[Row]:
+    """How well the transformer predicts the tokens of the test images and their captions."""
+    config = pipeline.dall_e.config
+    torch.manual_seed(0)
+    captions = PromptSampler(pipeline.tokenizer, config.text_seq_len, BPE_DROPOUT, labels.device)(labels)
+    losses = [
+        {name: loss * len(text) for name, loss in pipeline.dall_e(text, image)[1].items()}
+        for text, image in zip(captions.split(500), image_tokens.split(500))
+    ]
+    text, image = (sum(part[name] for part in losses).item() / len(labels) for name in ("text_loss", "image_loss"))
+    bits = image * config.image_seq_len / math.log(2)
+    return [
+        Row("transformer, image tokens", image, f"{image:.3f}", "nats a token, on the test images"),
+        Row("transformer, images", bits, f"{bits:.0f}", f"bits an image of {config.image_seq_len} tokens"),
+        Row("transformer, text tokens", text, f"{text:.3f}", "nats a token, pads included"),
+    ]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,190 @@
+"""Draw the figures of this lesson from the models and metrics in output/: all of them, or those named."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from dall_e import attention_masks
+from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
+from einops import rearrange
+from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from utils.checkpoints import load_checkpoint, load_model
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, run
+from utils.data import Images, load_digits
+from utils.plots import plot_curves, save_gif, save_grid, save_rows
+from utils.prompts import DIGIT_WORDS
+
+HERE = Path(__file__).parent
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
+NUM_IMAGES = 10  # a row
+
+
+def main() -> None:
+    args = parse_args()
+    device = PartialState().device
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    _, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
+    for name in args.figures or FIGURES:
+        FIGURES[name](pipeline, test_set, args.output_dir)
+    print(f"{', '.join(args.figures or FIGURES)}: drawn to {args.output_dir}")
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)} (default: all)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "output" / "dall_e_figures", help="where the figures go"
+    )
+    add_model_flags(parser)
+    add_data_flags(parser)
+    args = parser.parse_args()
+    for name in args.figures:
+        if name not in FIGURES:
+            parser.error(f"there is no figure {name}, but {', '.join(FIGURES)}")
+    return args
+
+
+def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """Soft codes, which training sees, and hard ones, which tokens are, at each checkpoint of the dVAE (section 2.1)."""
+    images, _ = test_set[:NUM_IMAGES]
+    rows = {"image": images}
+    checkpoints = {int(file.stem.split("-")[1]): file for file in Path(pipeline.files["dvae"]).parent.glob("dvae-*.pt")}
+    for step, file in sorted(checkpoints.items()):
+        checkpoint = load_checkpoint(file, "dvae")
+        dvae = load_model(checkpoint, DiscreteVAE, DVAEConfig).to(images.device)
+        tau = tau_schedule(step / checkpoint["training"]["num_training_steps"])
+        torch.manual_seed(0)
+        q = F.gumbel_softmax(dvae.encoder(map_pixels(images)), tau=tau, dim=1)
+        z = torch.einsum("bkhw,kd->bdhw", q, dvae.codebook.weight)
+        largest = q.max(dim=1).values.mean().item()
+        rows[f"step {step}, tau {tau:.2f}, soft: {largest:.0%}"] = unmap_pixels(
+            dvae.decoder(z).chunk(2, dim=1)[0].sigmoid()
+        )
+        rows["hard" + " " * len(rows)] = dvae.decode(dvae.encode(images))
+    save_rows(rows, folder / "relaxation.png")
+
+
+def codes(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The codes used most: what each draws on average, among the others of an image, and below it alone in the dark."""
+    dvae, c = pipeline.dvae, pipeline.dvae.config
+    cell = c.image_size // c.grid_size
+    image_tokens = test_set.map(dvae.encode)
+    counts = torch.bincount(image_tokens.flatten(), minlength=c.codebook_size)
+    shown = counts.argsort(descending=True)[:32]
+
+    tokens = image_tokens[:2000]
+    around = F.unfold(F.pad(dvae.decode(tokens), [cell] * 4), 3 * cell, stride=cell)  # each cell and what is around it
+    around = rearrange(around, "b (c h w) n -> b n c h w", c=c.image_channels, h=3 * cell)
+    average = torch.stack([around[tokens == code].mean(dim=0) for code in shown])
+
+    middle = c.grid_size // 2
+    alone = empty_image(dvae).repeat(len(shown), 1)
+    alone[:, middle * c.grid_size + middle] = shown
+    near = slice((middle - 1) * cell, (middle + 2) * cell)
+    alone = dvae.decode(alone)[:, :, near, near]
+
+    shares = [f"{share:.1%}" for share in (counts[shown] / counts.sum()).tolist()]
+    rows = [row for pair in zip(average.split(16), alone.split(16)) for row in pair]
+    captions = [caption for i in (0, 16) for caption in shares[i : i + 16] + ["alone"] * 16]
+    save_grid(torch.cat(rows), folder / "codes.png", 16, captions)
+
+
+def codebook(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """How often the test images use each code, the commonest first."""
+    counts = torch.bincount(test_set.map(pipeline.dvae.encode).flatten(), minlength=pipeline.dvae.config.codebook_size)
+    figure = Figure(figsize=(8, 2.4), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(counts)), (counts / counts.sum()).sort(descending=True).values, width=1)
+    axes.set(yscale="log", xlabel="code, the commonest first", ylabel="share of tokens")
+    axes.set_title(f"{(counts > 0).sum()} of {len(counts)} codes are used", fontsize=9)
+    figure.savefig(folder / "codebook.png")
+
+
+def masks(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The attention masks, at the sizes of the paper's figure 11."""
+    num_text, grid_size, conv_kernel_size = 6, 4, 3
+    figure = Figure(figsize=(9, 3.4), dpi=80, layout="constrained")
+    drawn = attention_masks(num_text, grid_size, conv_kernel_size)
+    for axes, (name, mask) in zip(figure.subplots(1, len(drawn)), drawn.items()):
+        axes.imshow(mask, cmap="Blues", vmax=1.4)
+        axes.axhline(num_text - 0.5, color="C3")
+        axes.axvline(num_text - 0.5, color="C3")
+        axes.set(title=name, xlabel="attends to (text | image)", ylabel="position")
+    figure.savefig(folder / "masks.png")
+
+
+def tokens(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """An image for each digit as its tokens appear, one by one."""
+    dvae, config = pipeline.dvae, pipeline.dall_e.config
+    text_tokens = pipeline.tokenizer.encode(DIGIT_WORDS, config.text_seq_len).to(pipeline.dall_e.start.device)
+    torch.manual_seed(0)
+    drawn = pipeline.dall_e.generate(text_tokens, **DEFAULT_SAMPLING)
+    cell = dvae.config.image_size // config.grid_size
+    place = torch.arange(config.image_seq_len, device=drawn.device)
+    frames = []
+    for count in range(config.image_seq_len + 1):
+        seen = place < count
+        images = dvae.decode(torch.where(seen, drawn, empty_image(dvae)))
+        pixels = seen.view(config.grid_size, -1).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        frames.append(torch.cat(list(F.pad(torch.where(pixels, images, 0.4), (1, 1, 1, 1))), dim=2))
+    save_gif(frames, folder / "tokens.gif", milliseconds=80, scale=3)
+
+
+def sampling(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The same seeds drawn in different ways."""
+    prompts = [word for word in DIGIT_WORDS for _ in range(2)]
+    changes = {
+        "plain": {},
+        "temperature 0": {"temperature": 0.0},
+        "temperature 0.5": {"temperature": 0.5},
+        "temperature 2": {"temperature": 2.0},
+        "top_k 5": {"top_k": 5},
+        "top_p 0.95": {"top_p": 0.95},
+        "guidance_scale 0": {"guidance_scale": 0.0},
+        "guidance_scale 2": {"guidance_scale": 2.0},
+        "guidance_scale 8": {"guidance_scale": 8.0},
+        "default": DEFAULT_SAMPLING,
+    }
+    seeds = list(range(len(prompts)))
+    rows = {name: pipeline.draw(prompts, seeds, **{**PLAIN, **change}) for name, change in changes.items()}
+    save_rows(rows, folder / "sampling.png", [c for word in DIGIT_WORDS for c in (word, "")])
+
+
+def training(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The sample grids of the transformer's run, one after another."""
+    grids = {int(file.stem.split("-")[1]): file for file in sample_grids(pipeline.files["dall_e"])}
+    save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)
+
+
+def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The learning curves of both runs over the expected ones; FIGURES/dvae.csv and dall_e.csv are these."""
+    files = {kind: Path(file).parent / "metrics.csv" for kind, file in pipeline.files.items()}
+    plot_curves(files, HERE / "figures", folder)
+
+
+def sample_grids(checkpoint: str) -> list[Path]:
+    grids = list(Path(checkpoint).parent.glob("sample-*.png"))
+    if not grids:
+        raise UserError(f"There are no sample grids beside {checkpoint}.")
+    return grids
+
+
+def empty_image(dvae: DiscreteVAE) -> Tensor:
+    """The tokens of a black image, (N,)."""
+    c = dvae.config
+    black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=dvae.codebook.weight.device)
+    return dvae.encode(black)[0]
+
+
+FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training, curves)}
+
+if __name__ == "__main__":
+    run(main)
