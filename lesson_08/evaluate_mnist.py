@@ -26,7 +26,7 @@ def main() -> None:
     device = PartialState().device
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
-    scorer = load_scorer(train_set)
+    scorer = load_scorer(train_set, args.output_dir)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     image_tokens = test_set.map(pipeline.dvae.encode)
@@ -40,8 +40,7 @@ def main() -> None:
         *sample_rows("samples", samples, scorer, train_set, test_set),
         *sample_rows("plain samples", plain, scorer, train_set, test_set),
     ]
-    about = {"checkpoints": pipeline.files, "sampling": sampling}
-    write_report(args.output_dir, "dall_e", rows, samples, train_set, about)
+    write_report(args.output_dir, "dall_e", rows, samples, train_set, pipeline.files, sampling)
 
 
 def parse_args():

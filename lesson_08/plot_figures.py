@@ -1,4 +1,4 @@
-"""Draw the figures of this lesson from the models and metrics in output/: all of them, or those named."""
+"""Draw the figures of this lesson from the models in output/: all of them, or those named."""
 
 import sys
 from pathlib import Path
@@ -18,10 +18,10 @@ from torch import Tensor
 from utils.checkpoints import load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, run
 from utils.data import Images, load_digits
-from utils.plots import plot_curves, save_gif, save_grid, save_rows
+from utils.figures import add_figure_flags, save_gif
+from utils.plots import save_grid, save_rows
 from utils.prompts import DIGIT_WORDS
 
-HERE = Path(__file__).parent
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
 NUM_IMAGES = 10  # a row
 
@@ -29,33 +29,26 @@ NUM_IMAGES = 10  # a row
 def main() -> None:
     args = parse_args()
     device = PartialState().device
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
     _, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
-    for name in args.figures or FIGURES:
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name in args.figures:
         FIGURES[name](pipeline, test_set, args.output_dir)
-    print(f"{', '.join(args.figures or FIGURES)}: drawn to {args.output_dir}")
+    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(FIGURES)} (default: all)")
-    parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "output" / "dall_e_figures", help="where the figures go"
-    )
+    add_figure_flags(parser, FIGURES, ROOT / "output" / "dall_e_figures")
     add_model_flags(parser)
     add_data_flags(parser)
-    args = parser.parse_args()
-    for name in args.figures:
-        if name not in FIGURES:
-            parser.error(f"there is no figure {name}, but {', '.join(FIGURES)}")
-    return args
+    return parser.parse_args()
 
 
 def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """Soft codes, which training sees, and hard ones, which tokens are, at each checkpoint of the dVAE (section 2.1)."""
-    images, _ = test_set[:NUM_IMAGES]
-    rows = {"image": images}
+    images, _ = test_set[:500]
+    rows = {"test images": images[:NUM_IMAGES]}
     checkpoints = {int(file.stem.split("-")[1]): file for file in Path(pipeline.files["dvae"]).parent.glob("dvae-*.pt")}
     for step, file in sorted(checkpoints.items()):
         checkpoint = load_checkpoint(file, "dvae")
@@ -64,11 +57,10 @@ def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
         torch.manual_seed(0)
         q = F.gumbel_softmax(dvae.encoder(map_pixels(images)), tau=tau, dim=1)
         z = torch.einsum("bkhw,kd->bdhw", q, dvae.codebook.weight)
-        largest = q.max(dim=1).values.mean().item()
-        rows[f"step {step}, tau {tau:.2f}, soft: {largest:.0%}"] = unmap_pixels(
-            dvae.decoder(z).chunk(2, dim=1)[0].sigmoid()
-        )
-        rows["hard" + " " * len(rows)] = dvae.decode(dvae.encode(images))
+        soft = unmap_pixels(dvae.decoder(z).chunk(2, dim=1)[0].sigmoid())
+        for name, decoded in ((f"tau {tau:.2f}, soft", soft), ("hard", dvae.decode(dvae.encode(images)))):
+            mse = (decoded - images).square().mean()
+            rows[f"step {step}, {name}: MSE {mse:.4f}"] = decoded[:NUM_IMAGES]
     save_rows(rows, folder / "relaxation.png")
 
 
@@ -155,19 +147,13 @@ def sampling(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     }
     seeds = list(range(len(prompts)))
     rows = {name: pipeline.draw(prompts, seeds, **{**PLAIN, **change}) for name, change in changes.items()}
-    save_rows(rows, folder / "sampling.png", [c for word in DIGIT_WORDS for c in (word, "")])
+    save_rows(rows, folder / "sampling.png", [caption for word in DIGIT_WORDS for caption in (word, "")])
 
 
 def training(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """The sample grids of the transformer's run, one after another."""
     grids = {int(file.stem.split("-")[1]): file for file in sample_grids(pipeline.files["dall_e"])}
     save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)
-
-
-def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
-    """The learning curves of both runs over the expected ones; FIGURES/dvae.csv and dall_e.csv are these."""
-    files = {kind: Path(file).parent / "metrics.csv" for kind, file in pipeline.files.items()}
-    plot_curves(files, HERE / "figures", folder)
 
 
 def sample_grids(checkpoint: str) -> list[Path]:
@@ -184,7 +170,7 @@ def empty_image(dvae: DiscreteVAE) -> Tensor:
     return dvae.encode(black)[0]
 
 
-FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training, curves)}
+FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}
 
 if __name__ == "__main__":
     run(main)

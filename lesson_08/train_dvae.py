@@ -27,6 +27,7 @@ TRAINING = {
         num_training_steps=3_000_000,
         batch_size=512,
         learning_rate=1e-4,
+        weight_decay=1e-4,
         ema_decay=0.999,
         save_every=10_000,
         sample_every=10_000,

@@ -69,6 +69,7 @@ DECODER_PRESETS = {
         num_blocks=3,
         num_attention_levels=3,
         head_dim=64,
+        prediction="eps",
     ),
 }
 

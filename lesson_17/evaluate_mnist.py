@@ -28,21 +28,22 @@ def main() -> None:
     device = PartialState().device
     pipeline = Pipeline.load(args, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, device)
-    scorer = load_scorer(train_set)
+    scorer = load_scorer(train_set, args.output_dir)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     torch.manual_seed(0)
     image_embed = pipeline.clip.encode_images(test_set)
     samples = draw_samples(partial(pipeline.draw, **sampling), scorer, args.num_samples)
+    unguided = draw_samples(partial(pipeline.draw, **{**sampling, "guidance_scale": 1.0}), scorer, args.num_samples)
     rows = [
         *clip_rows(pipeline, image_embed, test_set.labels),
         *prior_rows(pipeline, image_embed, test_set.labels),
         *decoder_rows(pipeline, scorer, test_set.subset(slice(NUM_HELD_OUT)), image_embed[:NUM_HELD_OUT], args),
         *real_rows(scorer, len(samples.digits), train_set, test_set),
         *sample_rows("samples", samples, scorer, train_set, test_set),
+        *sample_rows("unguided samples", unguided, scorer, train_set, test_set),
     ]
-    about = {"checkpoints": pipeline.files, "sampling": sampling}
-    write_report(args.output_dir, "dall_e_2", rows, samples, train_set, about)
+    write_report(args.output_dir, "dall_e_2", rows, samples, train_set, pipeline.files, sampling)
 
 
 def parse_args():

@@ -27,17 +27,17 @@ from utils.training import block_matrices, build_model, train
 PRESETS = {"clip": CLIP_PRESETS, "prior": PRIOR_PRESETS, "decoder": DECODER_PRESETS}
 TRAINING = {
     "clip": {
-        "cpu": TrainingConfig(num_training_steps=1200, batch_size=128, learning_rate=4e-3, weight_decay=0.1),
+        "cpu": TrainingConfig(num_training_steps=1200, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=300),
         "gpu": TrainingConfig(num_training_steps=5000, batch_size=256, learning_rate=1e-3, weight_decay=0.1, save_every=1000, sample_every=500),
         "paper": TrainingConfig(num_training_steps=600_000, batch_size=32_768, learning_rate=3e-4, warmup_steps=2000, weight_decay=0.2, save_every=10_000, sample_every=10_000),
     },
     "prior": {
-        "cpu": TrainingConfig(num_training_steps=600, batch_size=256, learning_rate=2e-3, ema_decay=0.99),
+        "cpu": TrainingConfig(num_training_steps=600, batch_size=256, learning_rate=2e-3, ema_decay=0.99, sample_every=150),
         "gpu": TrainingConfig(num_training_steps=30_000, batch_size=256, learning_rate=1e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
         "paper": TrainingConfig(num_training_steps=600_000, batch_size=4096, learning_rate=1.1e-4, weight_decay=6e-2, ema_decay=0.9999, save_every=10_000, sample_every=10_000),
     },
     "decoder": {
-        "cpu": TrainingConfig(num_training_steps=2500, batch_size=64, learning_rate=3e-3, ema_decay=0.99),
+        "cpu": TrainingConfig(num_training_steps=2500, batch_size=64, learning_rate=3e-3, ema_decay=0.99, sample_every=625),
         "gpu": TrainingConfig(num_training_steps=10_000, batch_size=128, learning_rate=1e-3, ema_decay=0.999, save_every=2500, sample_every=1000),
         "paper": TrainingConfig(num_training_steps=800_000, batch_size=2048, learning_rate=1.2e-4, ema_decay=0.9999, save_every=10_000, sample_every=10_000),
     },

@@ -1,10 +1,11 @@
 """The scripts of lesson 8 as a reader runs them, at tiny settings, and their answers to mistakes."""
 
 import csv
+import json
 
 import pytest
 import torch
-from scripts import ROOT, TINY, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, put_untrained_scorer, read_image, refused, script, succeeds
 
 TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
 
@@ -28,9 +29,12 @@ def trained(tmp_path_factory):
     return folder
 
 
+def models(trained):
+    return "--dvae_checkpoint", trained / "dvae/dvae-4.pt", "--dall_e_checkpoint", trained / "dall_e/dall_e-3.pt"
+
+
 def generate(trained, *arguments):
-    models = ("--dvae_checkpoint", trained / "dvae/dvae-4.pt", "--dall_e_checkpoint", trained / "dall_e/dall_e-3.pt")
-    return script("lesson_08/generate_mnist.py", *models, *arguments)
+    return script("lesson_08/generate_mnist.py", *models(trained), *arguments)
 
 
 def test_runs_write_what_they_promise(trained):
@@ -86,6 +90,34 @@ def test_completion(trained, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(list(tmp_path.glob("0*.png"))) == 2
+
+
+def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
+    put_untrained_scorer(tmp_path)
+    result = succeeds(
+        *("lesson_08/evaluate_mnist.py", *models(trained), "--dataset", "mnist_5k"),
+        *("--num_samples", 2, "--guidance_scale", 1, "--output_dir", tmp_path),
+    )
+    report = json.loads((tmp_path / "dall_e.json").read_text())
+    assert report["sampling"]["guidance_scale"] == 1 and sum(map(sum, report["confusion_matrix"])) == 40
+    names = ("dVAE, MSE", "transformer, image tokens", "samples, prompt accuracy", "real images, Fréchet distance")
+    assert all(report["measures"][name]["text"] in result.stdout for name in names)
+    assert read_image(tmp_path / "dall_e.png").shape[1] > 100
+
+
+def test_figures_are_drawn(trained, tmp_path):
+    figures = ("lesson_08/plot_figures.py", *models(trained), "--dataset", "mnist_5k", "--output_dir", tmp_path)
+    succeeds(*figures)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"relaxation.png", "codes.png", "masks.png", "tokens.gif", "sampling.png", "training.gif"}
+    refused(script(*figures, "nonsense"), "there is no figure nonsense")
+
+
+def test_curves_are_laid_over_the_expected_ones(trained, tmp_path):
+    curves = ("lesson_08/plot_curves.py", "--output_dir", tmp_path / "curves", "--runs")
+    succeeds(*curves, trained)
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"curves.png", "dvae.csv", "dall_e.csv"}
+    refused(script(*curves, tmp_path), "no metrics.csv")
 
 
 def test_a_dvae_of_three_channels_trains(tmp_path):

@@ -1,11 +1,12 @@
 """The scripts of lesson 17 as a reader runs them, at tiny settings, and their answers to mistakes."""
 
 import csv
+import json
 import shutil
 
 import pytest
 import torch
-from scripts import ROOT, TINY, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, put_untrained_scorer, read_image, refused, script, succeeds
 from tiny_clip import save_pretrained
 
 STEPS = ["--num_training_steps", 2]
@@ -46,6 +47,26 @@ def test_finished_stages_are_skipped_and_a_new_clip_makes_the_others_new(trained
     renewed = succeeds(*again)
     assert renewed.stdout.count("is trained already") == 1
     assert renewed.stdout.count("is trained anew") == 2
+
+
+def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
+    put_untrained_scorer(tmp_path)
+    result = succeeds(
+        *("lesson_17/evaluate_mnist.py", *models(trained), "--dataset", "mnist_5k"),
+        *("--num_samples", 2, "--sampling_steps", 2, "--output_dir", tmp_path),
+    )
+    report = json.loads((tmp_path / "dall_e_2.json").read_text())
+    assert report["sampling"]["sampling_steps"] == 2 and sum(map(sum, report["confusion_matrix"])) == 40
+    names = ("CLIP, image to caption", "prior, own caption nearest", "decoder, loss", "samples, prompt accuracy")
+    assert all(report["measures"][name]["text"] in result.stdout for name in names)
+    assert read_image(tmp_path / "dall_e_2.png").shape[1] > 100
+
+
+def test_figures_are_drawn(trained, tmp_path):
+    figures = ("lesson_17/plot_figures.py", *models(trained), "--dataset", "mnist_5k", "--output_dir", tmp_path)
+    succeeds(*figures, "embeddings", "noise")
+    assert {path.name for path in tmp_path.iterdir()} == {"embeddings.png", "noise.png"}
+    refused(script(*figures, "nonsense"), "there is no figure nonsense")
 
 
 def test_generating_writes_every_image_and_its_row(trained, tmp_path):

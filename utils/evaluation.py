@@ -1,6 +1,7 @@
 """What the evaluations of both lessons share: the scores of drawn digits, and their table, JSON and picture."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,15 +101,24 @@ def real_rows(scorer: nn.Module, num_images: int, train_set: Images, test_set: I
     ]
 
 
-def write_report(folder: Path, kind: str, rows: list[Row], samples: Samples, train_set: Images, about: dict) -> None:
-    """The rows on the screen; all of it, and what it is `about`, to FOLDER/KIND.json and KIND.png."""
+def write_report(
+    folder: Path,
+    kind: str,
+    rows: list[Row],
+    samples: Samples,
+    train_set: Images,
+    files: dict[str, str],
+    sampling: dict,
+) -> None:
+    """The rows on the screen; all of it, with the checkpoints and the sampling, to FOLDER/KIND.json and KIND.png."""
     folder.mkdir(parents=True, exist_ok=True)
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.name:<{width}}  {row.text:>8}  {row.note}")
     report = {
-        **about,
-        "measures": {row.name: row.value for row in rows},
+        "checkpoints": {kind: os.path.relpath(file, ROOT) for kind, file in files.items()},
+        "sampling": sampling,
+        "measures": {row.name: {"value": row.value, "text": row.text, "note": row.note} for row in rows},
         "prompt_accuracy_by_digit": [samples.share_right(samples.digits == d)[0] for d in range(NUM_CLASSES)],
         "confusion_matrix": confusion_matrix(samples.read, samples.digits).tolist(),
     }

@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 INCHES_A_CELL = 0.7
 
@@ -38,30 +36,20 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
 
 def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None) -> None:
     """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions above the columns."""
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(2.2 + 0.45 * columns, 0.3 + 0.45 * len(rows)), dpi=100)
-    width, height = figure.get_size_inches()
+    cell, names, head = 0.45, 2.4, 0.3 if captions else 0.0  # inches
+    width, height = names + cell * max(map(len, rows.values())), head + cell * len(rows)
+    figure = Figure(figsize=(width, height), dpi=100)
     for i, (name, images) in enumerate(rows.items()):
         canvas = torch.cat(list(F.pad(images.float().cpu().clamp(0, 1), (1, 1, 1, 1), value=0.5)), dim=2)
-        bottom = (height - 0.3 - 0.45 * (i + 1)) / height
-        axes = figure.add_axes((2.2 / width, bottom, 0.45 * len(images) / width, 0.44 / height))
+        bottom = height - head - cell * (i + 1)
+        axes = figure.add_axes((names / width, bottom / height, cell * len(images) / width, cell / height))
         axes.imshow(canvas.permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        figure.text(2.1 / width, bottom + 0.22 / height, name, ha="right", va="center", fontsize=8)
+        figure.text((names - 0.1) / width, (bottom + cell / 2) / height, name, ha="right", va="center", fontsize=8)
     for i, caption in enumerate(captions or []):
-        figure.text((2.2 + 0.45 * (i + 0.5)) / width, 1 - 0.15 / height, caption, ha="center", va="center", fontsize=8)
+        x, y = names + cell * (i + 0.5), height - head / 2
+        figure.text(x / width, y / height, caption, ha="center", va="center", fontsize=8)
     figure.savefig(path)
-
-
-def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
-    """Frames, images (C, H, W) in [0, 1] or files of them, as an animation that rests on its last one."""
-    pictures = []
-    for frame in frames:
-        picture = Image.open(frame) if isinstance(frame, Path) else to_pil_image(frame.float().cpu().clamp(0, 1))
-        size = (picture.width * scale, picture.height * scale)
-        pictures.append(picture.convert("L").resize(size, Image.Resampling.NEAREST).quantize(16))
-    durations = [milliseconds] * (len(pictures) - 1) + [2500]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
@@ -102,46 +90,3 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
         axes.set_xlabel("step")
     figure.suptitle(title)
     figure.savefig(path)
-
-
-CURVE_EVERY = 50  # steps that a point of a learning curve averages
-
-
-def plot_curves(metrics_files: dict[str, Path], expected: Path, folder: Path) -> None:
-    """Your learning curves, of {kind: metrics.csv}, over the expected ones, EXPECTED/KIND.csv: FOLDER/curves.png.
-
-    Your curves, averaged over every 50 steps, go to FOLDER/KIND.csv.
-    """
-    figure = Figure(figsize=(4.2 * len(metrics_files), 3), dpi=100, layout="constrained")
-    for axes, (kind, file) in zip(figure.subplots(1, len(metrics_files), squeeze=False)[0], metrics_files.items()):
-        yours = averages(file)
-        for name, rows in (("expected", read_rows(expected / f"{kind}.csv")), ("yours", yours)):
-            axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
-        axes.set_title(f"{kind}, loss", fontsize=9)
-        axes.set_xlabel("step")
-        low, high = torch.tensor([row["loss"] for row in yours]).quantile(torch.tensor([0.0, 0.95])).tolist()
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-        axes.legend(fontsize=8)
-        with open(folder / f"{kind}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(yours[0]))
-            writer.writeheader()
-            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in yours)
-    figure.savefig(folder / "curves.png")
-
-
-def read_rows(file: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers; none if there is no such file."""
-    if not file.exists():
-        return []
-    with open(file, newline="") as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
-
-
-def averages(metrics_file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, averaged over every 50 steps, each under its last step."""
-    rows = read_rows(metrics_file)
-    parts = [rows[i : i + CURVE_EVERY] for i in range(0, len(rows), CURVE_EVERY)]
-    return [
-        {name: part[-1][name] if name == "step" else sum(row[name] for row in part) / len(part) for name in part[0]}
-        for part in parts
-    ]

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.checkpoints import load_checkpoint, save_checkpoint
-from utils.cli import ROOT
 from utils.data import NUM_CLASSES, Images
 
 
@@ -58,7 +57,7 @@ def train_scorer(train_set: Images, num_steps: int = 2000, batch_size: int = 128
     return scorer.eval().requires_grad_(False)
 
 
-def load_scorer(train_set: Images, folder: Path = ROOT / "output" / "scorer") -> Scorer:
+def load_scorer(train_set: Images, folder: Path) -> Scorer:
     """The scorer of these training images: the one kept in `folder`, or else trained now and kept there.
 
     Raises UserError if the file is broken.

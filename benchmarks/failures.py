@@ -1,0 +1,136 @@
+"""Break a lesson on purpose, one thing at a time, and keep the picture that shows it, in the lesson's figures.
+
+Each failure changes a line in a copy of the repository, or adds a flag, and runs what a reader would run. It takes the
+models that it does not train from output/.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.cli import ArgumentParser, UserError, add_data_flags, run
+
+
+@dataclass
+class Failure:
+    """Lines of the lesson and what takes their place, commands that show what comes of it, and the picture they write."""
+
+    lesson: str
+    commands: list[str]
+    picture: str
+    changes: list[tuple[str, str, str]] = field(default_factory=list)  # file, line, what takes its place
+
+
+PROMPTS = "--prompts zero one two three four five six seven eight nine 0 1 2 3 4 5 6 7 8 9"
+DRAWN_8 = "output/dall_e_samples/grid.png"
+DRAWN_17 = "output/dall_e_2_samples/grid.png"
+FAILURES = {
+    "collapse": Failure(
+        "lesson_08",
+        ["python train_dvae.py --num_training_steps 550 --learning_rate 0.1 --output_dir output/broken"],
+        "output/broken/sample-550.png",
+    ),
+    "kl_too_strong": Failure(
+        "lesson_08",
+        ["python train_dvae.py --num_training_steps 550 --beta 20 --output_dir output/broken"],
+        "output/broken/sample-550.png",
+    ),
+    "tau_too_high": Failure(
+        "lesson_08",
+        ["python train_dvae.py --num_training_steps 550 --output_dir output/broken"],
+        "output/broken/sample-550.png",
+        [("dvae.py", "return cosine(1.0, 1 / 16, progress / 0.8)", "return 8.0")],
+    ),
+    "temperature_too_high": Failure(
+        "lesson_08",
+        [f"python generate_mnist.py {PROMPTS} --temperature 2 --top_p 1 --guidance_scale 1"],
+        DRAWN_8,
+    ),
+    "mismatched_null": Failure(
+        "lesson_08",
+        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4"],
+        DRAWN_8,
+        [("dall_e.py", "self.null_caption.expand_as(text_tokens)", "torch.ones_like(text_tokens)")],
+    ),
+    "clip_stuck": Failure(
+        "lesson_17",
+        ["python train_mnist.py --stage clip --num_training_steps 250 --learning_rate 0.5"],
+        "output/clip/sample-250.png",
+    ),
+    "unscaled": Failure(
+        "lesson_17",
+        ["python train_mnist.py --stage prior", "python generate_mnist.py --prompts two seven --num_samples 10"],
+        DRAWN_17,
+        [("train_mnist.py", "prior.fit_scale(image_embed)", "pass")],
+    ),
+    "wrong_null": Failure(
+        "lesson_17",
+        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4"],
+        DRAWN_17,
+        [
+            (
+                "diffusion_decoder.py",
+                "drop_condition(image_embed, self.null_image_embed, image_share)",
+                "drop_condition(image_embed, 0 * self.null_image_embed, image_share)",
+            )
+        ],
+    ),
+    "too_few_steps": Failure("lesson_17", [f"python generate_mnist.py {PROMPTS} --sampling_steps 1"], DRAWN_17),
+}
+
+
+def main() -> None:
+    args = parse_args()
+    for name in args.failures:
+        failure = FAILURES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            picture = break_and_run(failure, Path(folder), args)
+            figure = ROOT / failure.lesson / "figures" / f"failure_{name}.png"
+            shutil.copy(picture, figure)
+            print(f"{figure} is drawn.", flush=True)
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument(
+        "failures", nargs="*", metavar="FAILURE", default=list(FAILURES), help=f"of {', '.join(FAILURES)}"
+    )
+    add_data_flags(parser)
+    args = parser.parse_args()
+    for name in args.failures:
+        if name not in FAILURES:
+            raise UserError(f"There is no failure {name}, but {', '.join(FAILURES)}.")
+    return args
+
+
+def break_and_run(failure: Failure, root: Path, args) -> Path:
+    """Break a copy of the repository in `root`, run the commands there, and return the picture."""
+    for folder in ("lesson_08", "lesson_17", "utils"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
+    for kind in ("dvae", "dall_e", "clip", "prior", "decoder"):
+        newest = max((ROOT / "output" / kind).glob("*.pt"), key=lambda path: path.stat().st_mtime)
+        (root / "output" / kind).mkdir(parents=True)
+        shutil.copy2(newest, root / "output" / kind)
+    for file, line, broken in failure.changes:
+        path = root / failure.lesson / file
+        text = path.read_text()
+        if text.count(line) != 1:
+            raise UserError(f"{file} does not have the line {line!r} once.")
+        path.write_text(text.replace(line, broken))
+    data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
+    for command in failure.commands:
+        _, script, *flags = shlex.split(command)
+        takes_data = [] if script == "generate_mnist.py" and failure.lesson == "lesson_17" else data
+        subprocess.run([sys.executable, f"{failure.lesson}/{script}", *flags, *takes_data], cwd=root, check=True)
+    return root / failure.picture
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,121 @@
+"""Draw the figures of this lesson from the models in output/: all of them, or those named."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from accelerate import PartialState
+from diffusion import guided
+from diffusion_decoder import from_x_0, to_x_0
+from matplotlib.figure import Figure
+from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from torch import Tensor
+from utils.cli import ROOT, ArgumentParser, add_data_flags, run
+from utils.data import Images, load_digits
+from utils.figures import add_figure_flags
+from utils.plots import save_rows
+from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
+
+NUM_COLUMNS = 11
+TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above the columns
+
+
+def main() -> None:
+    args = parse_args()
+    pipeline = Pipeline.load(args, PartialState().device)
+    _, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, pipeline.device)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name in args.figures:
+        FIGURES[name](pipeline, test_set, args.output_dir)
+    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    add_figure_flags(parser, FIGURES, ROOT / "output" / "dall_e_2_figures")
+    add_model_flags(parser)
+    add_data_flags(parser)
+    return parser.parse_args()
+
+
+def embeddings(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """CLIP's embeddings of 2,000 test images and of all prompts, on the two axes along which the images spread most."""
+    shown = test_set.at_random(2000)
+    image_embed = pipeline.clip.encode_images(shown)
+    text_embed, _ = pipeline.clip.encode_prompts(PROMPTS, pipeline.device)
+    mean = image_embed.mean(dim=0)
+    _, _, directions = torch.pca_lowrank(image_embed, q=2, niter=10)
+    image_xy, text_xy = (((embed - mean) @ directions).cpu() for embed in (image_embed, text_embed))
+    figure = Figure(figsize=(7, 6), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    points = axes.scatter(*image_xy.T, c=shown.labels.cpu(), cmap="tab10", s=5)
+    for digit, (x, y) in enumerate(text_xy.view(10, 2, 2).mean(dim=1).tolist()):  # both spellings lie at one place
+        name = ", ".join(SPELLINGS[digit])
+        axes.text(x, y, name, ha="center", va="center", fontsize=9, bbox={"fc": "white", "alpha": 0.7, "pad": 1})
+    axes.legend(*points.legend_elements(), title="images of", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xlabel="first principal component", ylabel="second")
+    figure.savefig(folder / "embeddings.png")
+
+
+def noise(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """An image on its way into the noise; and a sample on its way out, with the x_0 that is predicted on the way."""
+    decoder, diffusion = pipeline.decoder, pipeline.decoder.diffusion
+    torch.manual_seed(0)
+    images, _ = test_set[:1]
+    eps = torch.randn_like(images)
+    t = torch.linspace(0, diffusion.num_timesteps, NUM_COLUMNS, device=images.device).round().long()
+    drowned = torch.cat([diffusion.q_sample(to_x_0(images), step[None], eps) for step in t])
+
+    text_embed, text_encodings = pipeline.clip.encode_prompts(["seven"], pipeline.device)
+    image_embed = pipeline.clip.encode_images(test_set.subset(test_set.labels == 7))[:1]
+    x, predicted = [], []
+    network = guided(decoder, DEFAULT_SAMPLING["guidance_scale"], image_embed, text_encodings)
+
+    def recorded(x_t: Tensor, t: Tensor) -> Tensor:
+        prediction = network(x_t, t)
+        x.append(x_t)
+        predicted.append(diffusion.x_0_and_eps(prediction, x_t, t)[0])
+        return prediction
+
+    x_0 = diffusion.sample(recorded, eps, NUM_COLUMNS - 1, x_0_range=1.0)
+    rows = {
+        "q: noise comes in": drowned,
+        "p: noise goes out": torch.cat([*x, x_0]).flip(0),
+        "x_0 as predicted": torch.cat([*predicted, x_0]).flip(0),
+    }
+    save_rows({name: from_x_0(row) for name, row in rows.items()}, folder / "noise.png", [f"t {step}" for step in t])
+
+
+def guidance(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The same seeds under the decoder's guidance, from none to too much."""
+    save_rows(
+        {f"guidance_scale {scale}": draw_words(pipeline, guidance_scale=float(scale)) for scale in (0, 1, 2, 4, 8, 16)},
+        folder / "guidance.png",
+        TWO_EACH,
+    )
+
+
+def steps(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The same seeds in few and many steps, by DDIM and by DDPM."""
+    ways = [("ddim", number) for number in (1, 2, 5, 10, 20, 50)] + [
+        ("ddpm", number) for number in (5, 10, 20, 50, 250)
+    ]
+    save_rows(
+        {f"{name}, {number} steps": draw_words(pipeline, sampler=name, sampling_steps=number) for name, number in ways},
+        folder / "steps.png",
+        TWO_EACH,
+    )
+
+
+def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
+    """Two images of each digit's word, always from the same seeds."""
+    prompts = [word for word in DIGIT_WORDS for _ in range(2)]
+    return pipeline.draw(prompts, list(range(len(prompts))), **{**DEFAULT_SAMPLING, **sampling})
+
+
+FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps)}
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,186 @@
+"""What the READMEs say is so: links lead somewhere, commands parse, code and names and numbers are those of the code."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from dataclasses import fields
+
+import pytest
+from clip import CLIP_PRESETS
+from dall_e import DALL_E_PRESETS
+from diffusion_decoder import DECODER_PRESETS
+from diffusion_prior import PRIOR_PRESETS
+from dvae import DVAE_PRESETS
+from scripts import ROOT
+
+from utils.cli import ArgumentParser
+
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]
+LESSONS = sorted(ROOT.glob("lesson_*"))
+MODELS = {
+    "dvae": DVAE_PRESETS,
+    "dall_e": DALL_E_PRESETS,
+    "clip": CLIP_PRESETS,
+    "prior": PRIOR_PRESETS,
+    "decoder": DECODER_PRESETS,
+}
+
+
+def without_blocks(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text):
+    """The anchors that GitHub gives to the headings."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_relative_links_and_anchors_resolve(readme):
+    text = readme.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", without_blocks(text))
+    assert links
+    for link in links:
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (readme.parent / path).resolve() if path else readme
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+class ParsedError(Exception):
+    """The arguments were parsed, and that is all that was wanted."""
+
+
+def commands(readme):
+    text = readme.read_text()
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", without_blocks(text))
+    for line in [*lines, *inline]:
+        for part in line.split(" && "):
+            match = re.match(r"(?:\.venv/bin/)?python (\S*\.py.*)", part.strip())
+            if match:
+                yield match[1]
+
+
+@pytest.mark.parametrize(
+    "readme, command",
+    [(readme, command) for readme in READMES for command in commands(readme)],
+    ids=lambda value: value if isinstance(value, str) else value.parent.name,
+)
+def test_commands_parse(readme, command, monkeypatch):
+    script, *arguments = shlex.split(command)
+    path = next(path for path in (readme.parent / script, ROOT / script) if path.exists())
+    original = ArgumentParser.parse_args
+
+    def parse(self, *args):
+        original(self, *args)
+        raise ParsedError
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    monkeypatch.syspath_prepend(path.parent)
+    for name in [p.stem for lesson in LESSONS for p in lesson.glob("*_mnist.py")]:
+        monkeypatch.delitem(sys.modules, name, raising=False)  # both lessons have one
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def code_lines(path):
+    return [line.strip() for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_code_blocks_are_the_code(lesson):
+    files = [code_lines(path) for path in lesson.glob("*.py")]
+    found = blocks((lesson / "README.md").read_text(), "python")
+    assert found
+    for block in found:
+        lines = [line.strip() for line in block.strip().splitlines()]
+        starts = [(file, i) for file in files for i, line in enumerate(file) if line == lines[0]]
+        assert any(file[i : i + len(lines)] == lines for file, i in starts), block
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_every_name_exists(lesson):
+    """Every `name()`, `Class.method` and `file.py` of a README, in the lesson or in utils."""
+    sources = [path.read_text() for folder in (lesson, ROOT / "utils") for path in folder.glob("*.py")]
+    spans = set(re.findall(r"`([^`\n]+)`", without_blocks((lesson / "README.md").read_text())))
+    for span in spans:
+        if match := re.fullmatch(r"(?:(\w+)\.)?(\w+)\(\)", span):
+            owner, name = match.groups()
+            definitions = [source for source in sources if re.search(rf"def {name}\(", source)]
+            assert definitions, span
+            assert owner is None or any(re.search(rf"class {owner}\b", source) for source in definitions), span
+        elif re.fullmatch(r"[\w/]+\.py", span):
+            assert any((folder / span).exists() for folder in (lesson, ROOT, ROOT / "utils")), span
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_figures_are_shown_and_small(lesson):
+    text = (lesson / "README.md").read_text() + (ROOT / "README.md").read_text()
+    figures = [path for path in (lesson / "figures").iterdir() if path.suffix in (".png", ".gif")]
+    for path in figures:
+        assert f"figures/{path.name}" in text, path
+    assert sum(path.stat().st_size for path in figures) < 3e6
+
+
+def table_rows(text):
+    """The cells of all tables, row by row."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("lesson, report", [("lesson_08", "dall_e"), ("lesson_17", "dall_e_2")])
+def test_results_are_those_of_the_evaluation(lesson, report):
+    measures = json.loads((ROOT / lesson / "figures" / f"{report}.json").read_text())["measures"]
+    told = {row[0]: row[1] for row in table_rows((ROOT / lesson / "README.md").read_text())}
+    assert {name: told.get(name) for name in measures} == {name: row["text"] for name, row in measures.items()}
+
+
+def training_presets():
+    """{kind: TrainingConfigs by preset}, of all five trainings."""
+    scripts = {
+        name: runpy.run_path(str(ROOT / name))["TRAINING"]
+        for name in ("lesson_08/train_dvae.py", "lesson_08/train_mnist.py", "lesson_17/train_mnist.py")
+    }
+    dvae, dall_e, others = scripts.values()
+    return {"dvae": dvae, "dall_e": dall_e, **others}
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_numbers_are_those_of_the_presets(lesson):
+    """Rows like | `dvae.codebook_size` | 8,192 | 256 | 256 | the reason |: the paper's, the cpu and the gpu preset."""
+    trainings = training_presets()
+    rows = [row for row in table_rows((lesson / "README.md").read_text()) if re.fullmatch(r"`\w+\.\w+`", row[0])]
+    assert len(rows) > 10
+    for name, *told in [row[:4] for row in rows]:
+        kind, field = name.strip("`").split(".")
+        of_model = field in {f.name for f in fields(MODELS[kind]["cpu"])}
+        presets = MODELS[kind] if of_model else trainings[kind]
+        values = [str(getattr(presets[preset], field)) for preset in ("paper", "cpu", "gpu")]
+        assert [text.replace(",", "") for text in told] == [v.strip("()").replace(",", "") for v in values], name
+
+
+FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_can_be_reproduced(name):
+    """The lines to break are in the code, and the README gives them, the commands, and the picture."""
+    failure = FAILURES[name]
+    text = (ROOT / failure.lesson / "README.md").read_text()
+    assert f"figures/failure_{name}.png" in text
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
+    assert all(command in spans for command in failure.commands)
+    for file, line, broken in failure.changes:
+        assert (ROOT / failure.lesson / file).read_text().count(line) == 1
+        assert line in spans and broken in spans
