@@ -65,10 +65,10 @@ def main() -> None:
     dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(PartialState().device)
 
     train_set, test_set = load_digits(args.dataset, args.data_dir, dvae.config.image_channels, PartialState().device)
-    print("Turning the images into image tokens ...", flush=True)
+    PartialState().print("Turning the images into image tokens ...", flush=True)
     dvae = dvae.to(memory_format=torch.channels_last)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
-    train_tokens, test_tokens = (images.map(dvae.encode, batch_size=64) for images in (train_set, held_out))
+    train_tokens, test_tokens = (images.map_once(dvae.encode, batch_size=64) for images in (train_set, held_out))
 
     tokenizer = PromptTokenizer.train()
     prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, PartialState().device)

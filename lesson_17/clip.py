@@ -198,9 +198,17 @@ class CLIP(nn.Module):
         with torch.no_grad():  # the parameter itself, so that it still has a gradient at its limit
             self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         text_embed, _ = self.encode_text(text_tokens)
-        logits = self.logits_per_image(self.encode_image(images), text_embed)  # (B, B)
+        image_embed = self.encode_image(images)
+        if torch.distributed.is_initialized():  # several processes compare all of their images and captions
+            image_embed, text_embed, meanings = map(gather, (image_embed, text_embed, meanings))
+        logits = self.logits_per_image(image_embed, text_embed)  # (B, B)
         loss, floor = contrastive_loss(logits, meanings)
         return loss, {"floor": floor, "logit_scale": self.logit_scale.exp()}
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes, (B, ...) of each, one after another; gradients go back to the process they came from."""
+    return torch.cat(torch.distributed.nn.functional.all_gather(x))
 
 
 def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,8 +140,8 @@ def train_prior(args, config, training: TrainingConfig, clip: FrozenCLIP) -> Pat
     device = PartialState().device
     train_set, test_set = load_digits(args.dataset, args.data_dir, clip.image_channels, device)
     text_embed, text_encodings = clip.encode_prompts(PROMPTS, device)
-    print("Embedding the images ...", flush=True)
-    image_embed = clip.encode_images(train_set)
+    PartialState().print("Embedding the images ...", flush=True)
+    image_embed = train_set.map_once(clip.model.encode_image)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     test_embed, test_labels = clip.encode_images(held_out), held_out.labels
     model = prior = build_model(DiffusionPrior, config, args.seed).to(device)
@@ -190,8 +190,8 @@ def train_decoder(args, config, training: TrainingConfig, clip: FrozenCLIP) -> P
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
     config = with_sizes(config, image_size=train_set.pixels.shape[-1])
     _, text_encodings = clip.encode_prompts(PROMPTS, device)
-    print("Embedding the images ...", flush=True)
-    image_embed = clip.encode_images(train_set)
+    PartialState().print("Embedding the images ...", flush=True)
+    image_embed = train_set.map_once(clip.model.encode_image)
     decoder = build_model(Decoder, config, args.seed).to(memory_format=torch.channels_last)
 
     shown = test_set.of_each(2)

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import nn
+from line import fit_line
 
-from utils.checkpoints import find_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from utils.cli import TrainingConfig, UserError
+from utils.checkpoints import TRAINED, find_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.cli import UserError
 from utils.data import load_digits
 from utils.prompts import PAD_ID, PROMPTS, PromptSampler, PromptTokenizer, check_prompt
-from utils.training import batch_index, train
+from utils.training import batch_index
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,9 @@ def test_a_half_written_file_of_mnist_is_named(tmp_path, cut, broken):
 def test_checkpoints_are_checked(tmp_path):
     path = tmp_path / "dvae-10.pt"
     save_checkpoint(path, {"kind": "dvae", "step": 10})
+    with pytest.raises(UserError, match="without config, ema, "):
+        load_checkpoint(path, "dvae")
+    save_checkpoint(path, {**dict.fromkeys(TRAINED), "kind": "dvae", "step": 10})
     assert load_checkpoint(path, "dvae")["step"] == 10
     assert [file.name for file in tmp_path.iterdir()] == ["dvae-10.pt"]
     with pytest.raises(UserError, match="a dall_e checkpoint is needed"):
@@ -126,40 +129,15 @@ def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
     assert newest_checkpoint(tmp_path, "dvae").name == "dvae-200.pt"
 
 
-class Line(nn.Module):
-    """The smallest model with a config: y = w x, with noise that the random state decides."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = TrainingConfig(1, 1, 1.0)  # any dataclass
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x):
-        return (self.layer(x + torch.randn_like(x)) - 2 * x).square().mean()
-
-
-def fit_line(folder, steps, resume=False, total=12):
-    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    model = Line()
-    training = TrainingConfig(total, 4, 0.1, warmup_steps=2, ema_decay=0.9, save_every=steps, sample_every=5)
-    args = Namespace(output_dir=folder, seed=3, resume=resume, mixed_precision="no", compile=False, preset="cpu")
-
-    def loss_of_batch(model, index, step):
-        if step == steps and not resume:
-            raise KeyboardInterrupt
-        return model(x[index]), {}
-
-    return train(
-        "line", model, training, args, 20, loss_of_batch, lambda model, step: {"held_out": 0.0}, [model.layer.weight]
-    )
-
-
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path):
-    whole = load_checkpoint(fit_line(tmp_path / "whole", steps=12), "line")
+    def stop(step):
+        if step == 9:
+            raise KeyboardInterrupt
+
+    whole = load_checkpoint(fit_line(tmp_path / "whole"), "line")
     with pytest.raises(KeyboardInterrupt):
-        fit_line(tmp_path / "stopped", steps=7)
-    resumed = load_checkpoint(fit_line(tmp_path / "stopped", steps=7, resume=True), "line")
+        fit_line(tmp_path / "stopped", at_step=stop)
+    resumed = load_checkpoint(fit_line(tmp_path / "stopped", resume=True), "line")
     for part in ("model", "ema"):
         for name, tensor in whole[part].items():
             assert torch.equal(resumed[part][name], tensor), (part, name)

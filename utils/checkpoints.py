@@ -3,21 +3,40 @@
 import hashlib
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
 
-from utils.cli import ROOT, UserError
+from utils.cli import ROOT, UserError, shortened
+
+TRAINED = {"kind", "config", "step", "model", "ema", "optimizer", "training", "rng", "metrics"}
+CONTENTS = {  # of those that hold more, or less
+    "dall_e": TRAINED | {"tokenizer", "dvae"},
+    "clip": TRAINED | {"tokenizer"},
+    "prior": TRAINED | {"clip"},
+    "decoder": TRAINED | {"clip"},
+    "scorer": {"kind", "model"},
+}
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either."""
+    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either.
+
+    Raises OSError if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's word for a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+        raise
 
 
 def find_checkpoint(given: str | None, kind: str, folder: Path | None = None) -> Path | None:
@@ -32,9 +51,14 @@ def find_checkpoint(given: str | None, kind: str, folder: Path | None = None) ->
             print(f"Taking the newest {kind} checkpoint, {path}", flush=True)
         return path
     for path in (Path(given), ROOT / given):
-        if path.is_file():
-            return path
-    raise UserError(f"There is no checkpoint {given}; leave the flag out to take the newest {kind} checkpoint.")
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # a name that is too long for a file
+            break
+    raise UserError(
+        f"There is no checkpoint {shortened(given)}; leave the flag out to take the newest {kind} checkpoint."
+    )
 
 
 def newest_checkpoint(folder: Path, kind: str) -> Path | None:
@@ -51,20 +75,35 @@ def load_checkpoint(path: Path, kind: str) -> dict:
     Raises UserError if the file is broken or holds something else.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a broken file is answered below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file provokes: the answer is the same
         raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
     if not isinstance(checkpoint, dict) or "kind" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of this project.")
     if checkpoint["kind"] != kind:
-        raise UserError(f"{path} is a {checkpoint['kind']} checkpoint; a {kind} checkpoint is needed here.")
+        raise UserError(f"{path} is a {shortened(checkpoint['kind'])} checkpoint; a {kind} checkpoint is needed here.")
+    missing = CONTENTS.get(kind, TRAINED) - checkpoint.keys()
+    if missing:
+        raise UserError(
+            f"{path} is of another version of this project, without {', '.join(sorted(missing))}; train anew."
+        )
     return checkpoint
 
 
 def load_model(checkpoint: dict, model_class, config_class):
-    """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen."""
-    model = model_class(config_class(**checkpoint["config"]))
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen.
+
+    Raises UserError if the weights do not fit the model.
+    """
+    try:
+        model = model_class(config_class(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UserError(
+            f"The {checkpoint['kind']} checkpoint is broken, or of another version of this project; train anew."
+        ) from error
     return model.eval().requires_grad_(False)
 
 

@@ -27,6 +27,17 @@ def run(main) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print("That does not fit into the memory; choose smaller sizes, or a smaller --batch_size.", file=sys.stderr)
+        sys.exit(2)
+
+
+def shortened(text) -> str:
+    """What a user gave, as a message can repeat it: in quotes, on one line, not too long."""
+    text = str(text)
+    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def keep_freed_memory() -> None:
@@ -55,6 +66,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str):
+        message = " ".join(message.split())  # it repeats what was typed, whatever that is
+        message = message if len(message) <= 300 else f"{message[:297]}..."
         print(f"{self.prog}: {message}; --help lists the flags.", file=sys.stderr)
         sys.exit(2)
 
@@ -72,7 +85,7 @@ def number(kind: type, low: float, high: float = float("inf")):
     return parse
 
 
-positive_int = number(int, 1)
+positive_int = number(int, 1, 10**9)
 seed_number = number(int, 0, 2**31 - 1)
 
 
@@ -89,6 +102,10 @@ class TrainingConfig:
     ema_decay: float = field(default=0.0, metadata={"help": "of the averaged weights; 0 keeps none"})
     save_every: int = field(default=500, metadata={"help": "steps between checkpoints"})
     sample_every: int = field(default=250, metadata={"help": "steps between sample grids"})
+    keep_newest: int = field(default=0, metadata={"help": "so many of the newest checkpoints are kept; 0 keeps all"})
+    milestone_every: int = field(
+        default=0, metadata={"help": "steps between checkpoints that are kept besides the newest; 0: none are"}
+    )
 
 
 def default_preset() -> str:
@@ -101,7 +118,7 @@ def default_precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     if torch.backends.mps.is_available():
         return "no"
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not every torch can tell
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
 
 
@@ -119,7 +136,7 @@ def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, d
     preset)}: returns (args, {kind: (model config, TrainingConfig)}).
 
     Each number of a preset can be overridden by a flag of its name, in every stage that has it.
-    Raises UserError if a model config will not take the numbers.
+    Raises UserError if a model config will not take the numbers, or the device not the precision.
     """
     presets = list(next(iter(stages.values()))[0])
     parser.add_argument("--preset", choices=presets, default=default_preset(), help="sizes and step counts")
@@ -127,8 +144,12 @@ def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, d
     chosen = {kind: (models[preset], trainings[preset]) for kind, (models, trainings) in stages.items()}
     for name, defaults in numbers_of(chosen).items():
         kind = type(next(iter(defaults.values())))
-        low = 0 if kind is float or name == "warmup_steps" else 1
-        high = 1 if name.endswith(("dropout", "corruption", "ema_decay")) else float("inf")
+        low = 0 if kind is float or name in ("warmup_steps", "keep_newest", "milestone_every") else 1
+        high = float("inf") if kind is float else 10**9
+        if name.endswith(("dropout", "corruption", "ema_decay")):
+            high = 1
+        if name.endswith(("layers", "blocks", "downsamples", "levels")):
+            high = 1000
         parser.add_argument(
             f"--{name}", type=number(kind, low, high), default=argparse.SUPPRESS, help=explain(name, defaults)
         )
@@ -143,6 +164,8 @@ def parse_training_flags(parser: ArgumentParser, stages: dict[str, tuple[dict, d
     )
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     args = parser.parse_args()
+    if args.mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16; pass --mixed_precision no.")
     try:
         return args, {kind: tuple(override(c, vars(args)) for c in configs) for kind, configs in chosen.items()}
     except ValueError as error:

@@ -10,6 +10,7 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from utils.cli import UserError
+from utils.processes import computed_once
 
 NUM_CLASSES = 10
 HOW_TO_GET_MNIST = (
@@ -46,6 +47,15 @@ class Images:
     def map(self, function, batch_size: int = 500) -> Tensor:
         """`function` of all the images, computed in slices: function(images (B, C, H, W)) -> (B, ...), to (N, ...)."""
         return torch.cat([function(self[i : i + batch_size][0]) for i in range(0, len(self), batch_size)])
+
+    def map_once(self, function, batch_size: int = 500) -> Tensor:
+        """The same in several processes: the first computes it, and the others wait and receive it."""
+
+        def shape_and_type():
+            one = function(self[:1][0])
+            return (len(self), *one.shape[1:]), one.dtype
+
+        return computed_once(lambda: self.map(function, batch_size), shape_and_type)
 
 
 def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
@@ -87,9 +97,10 @@ def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
     for images_file, labels_file in names.values():
         pixels = read_idx(read_image_file, images_file)
         labels = read_idx(read_label_file, labels_file)
-        if pixels.shape != (len(labels), 28, 28):
+        if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= NUM_CLASSES:
             raise UserError(
-                f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels; delete it and run again."
+                f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels that are not MNIST's; delete "
+                f"both files and run again."
             )
         splits.append((pixels, labels))
     return splits

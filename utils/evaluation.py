@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from utils.cli import ROOT, ArgumentParser, positive_int
+from utils.cli import ROOT, ArgumentParser, number
 from utils.data import NUM_CLASSES, Images
 from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
 from utils.scoring import (
@@ -53,7 +53,7 @@ class Samples:
 
 
 def add_evaluation_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--num_samples", type=positive_int, default=50, help="images of each of the 20 prompts")
+    parser.add_argument("--num_samples", type=number(int, 1, 500), default=50, help="images of each of the 20 prompts")
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "output" / "evaluation", help="where the table and the picture go"
     )

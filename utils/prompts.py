@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.cli import UserError, shortened
 
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPELLINGS = [(word, str(digit)) for digit, word in enumerate(DIGIT_WORDS)]  # what each label is called
@@ -65,9 +65,11 @@ class PromptTokenizer:
             if not ids:
                 raise ValueError("a prompt is empty")
             if None in ids:
-                raise ValueError(f"the prompt {prompt!r} has letters that no training prompt has")
+                raise ValueError(f"the prompt {shortened(prompt)} has letters that no training prompt has")
             if len(ids) > text_seq_len:
-                raise ValueError(f"the prompt {prompt!r} has {len(ids)} tokens, the model reads {text_seq_len}")
+                raise ValueError(
+                    f"the prompt {shortened(prompt)} has {len(ids)} tokens, the model reads {text_seq_len}"
+                )
             rows.append(ids + [PAD_ID] * (text_seq_len - len(ids)))
         return torch.tensor(rows)
 
@@ -94,7 +96,7 @@ def check_prompt(prompt: str) -> str:
     """
     known = " ".join(prompt.lower().split())
     if known not in DIGIT_OF_PROMPT:
-        raise ValueError(f"the prompt {prompt!r} is unknown; the models learned {', '.join(PROMPTS)}")
+        raise ValueError(f"the prompt {shortened(prompt)} is unknown; the models learned {', '.join(PROMPTS)}")
     return known
 
 

@@ -12,6 +12,8 @@ from utils.cli import ArgumentParser, UserError, positive_int, seed_number
 from utils.prompts import PROMPTS, check_prompt
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
+MOST_COLUMNS = 64  # of a grid
+MOST_IMAGES = 10_000  # at once: they are kept in memory, and shown in one grid
 
 
 def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
@@ -28,14 +30,21 @@ def choose_prompts(args) -> tuple[list[str], int]:
 
     Raises UserError for a prompt that no model learned.
     """
+    count = args.num_samples * (NUM_RANDOM if args.prompts is None else len(args.prompts))
+    if count > MOST_IMAGES:
+        raise UserError(
+            f"That makes {count:,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another --seed each time."
+        )
     if args.prompts is None:
         rng = random.Random(args.seed)
         prompts = [rng.choice(PROMPTS) for _ in range(NUM_RANDOM)]
         for row in range(0, NUM_RANDOM, 8):
             print(" ".join(prompts[row : row + 8]))
-        return [prompt for prompt in prompts for _ in range(args.num_samples)], 8 * args.num_samples
+        prompts = [prompt for prompt in prompts for _ in range(args.num_samples)]
+        return prompts, min(8 * args.num_samples, MOST_COLUMNS)
     prompts = [prompt for prompt in known_prompts(args.prompts) for _ in range(args.num_samples)]
-    return prompts, args.num_samples if args.num_samples > 1 else min(len(prompts), 10)
+    columns = args.num_samples if args.num_samples > 1 else max(10, len(prompts) // 100)
+    return prompts, min(columns, len(prompts), MOST_COLUMNS)
 
 
 def known_prompts(prompts: list[str]) -> list[str]:

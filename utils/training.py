@@ -1,8 +1,9 @@
 """The one training loop: device, precision, processes, schedule, averaging, metrics, checkpoints, resuming."""
 
-import csv
+import contextlib
 import functools
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from utils.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from utils.checkpoints import load_checkpoint, newest_checkpoint
 from utils.cli import TrainingConfig, UserError
-from utils.plots import plot_metrics
+from utils.processes import shared_noise
+from utils.runs import RunFolder, StopSignals
 
 METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
 
@@ -41,89 +43,97 @@ def train(
     Everything random in a step follows from (seed, step): a run that was stopped and resumed sees the same images,
     captions and noise as one that was not.
 
-    Raises UserError if the batch does not divide among the processes, or a resumed run has another model or is finished.
+    Raises UserError if the batch is larger than the training set or does not divide among the processes, or a resumed run has another model or is finished.
     """
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if training.batch_size > num_images:
+        raise UserError(f"--batch_size {training.batch_size} is more than the {num_images} images to train on.")
     if training.batch_size % accelerator.num_processes:
         raise UserError(
             f"--batch_size {training.batch_size} does not divide among {accelerator.num_processes} processes."
         )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     optimizers = make_optimizers(model, training, matrices)
     ema = None
     if training.ema_decay:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True)
 
-    step = resume(kind, model, ema, optimizers, args, extra) if args.resume else 0
-    if step >= training.num_training_steps:
-        raise UserError(f"{args.output_dir} is at step {step} already; ask for more with --num_training_steps.")
-    if args.compile:
-        print("Compiling the model; the first step takes half a minute ...", flush=True)
-    trained, *optimizers = accelerator.prepare(torch.compile(model) if args.compile else model, *optimizers)
-    describe(kind, model, training, args, accelerator)
+    with RunFolder(args.output_dir, kind, accelerator.is_main_process) as folder, StopSignals() as stop:
+        accelerator.wait_for_everyone()  # for the main process, which makes the folder
+        step = resume(kind, model, ema, optimizers, args, extra) if args.resume else 0
+        if step >= training.num_training_steps:
+            raise UserError(f"{args.output_dir} is at step {step} already; ask for more with --num_training_steps.")
+        if args.compile:
+            print("Compiling the model; the first step takes half a minute ...", flush=True)
+        trained, *optimizers = accelerator.prepare(torch.compile(model) if args.compile else model, *optimizers)
+        describe(kind, model, training, args, accelerator)
+        folder.open_logs(step)
+        pending, held_out = [], {}
+        bar = {"initial": step, "desc": kind, "disable": not accelerator.is_main_process}
+        with tqdm(total=training.num_training_steps, **bar) as progress:
+            while step < training.num_training_steps:
+                index = batch_index(step, num_images, training.batch_size, args.seed, accelerator)
+                seed_step(args, step, accelerator)
+                learning_rate = schedule(step, training)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate
 
-    train_log = MetricsLog(args.output_dir / "metrics.csv", step)
-    held_out_log = MetricsLog(args.output_dir / "held_out_metrics.csv", step)
-    pending, held_out = [], {}
-    progress = tqdm(total=training.num_training_steps, initial=step, desc=kind, disable=not accelerator.is_main_process)
-    while step < training.num_training_steps:
-        index = batch_index(step, num_images, training.batch_size, args.seed, accelerator)
-        seed_step(args.seed, step, accelerator.process_index)
-        learning_rate = schedule(step, training)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                with contextlib.nullcontext() if args.compile else shared_noise(training.batch_size, accelerator):
+                    loss, metrics = loss_of_batch(trained, index, step)
+                accelerator.backward(loss)
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if ema is not None:
+                    ema.update_parameters(model)
 
-        loss, metrics = loss_of_batch(trained, index, step)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if ema is not None:
-            ema.update_parameters(model)
-
-        step += 1
-        progress.update()
-        metrics = {"loss": loss, **metrics}
-        pending.append((step, learning_rate, torch.stack([value.detach().float() for value in metrics.values()])))
-        last = step == training.num_training_steps
-        saves, samples = last or step % training.save_every == 0, last or step % training.sample_every == 0
-        if saves or samples or step % METRICS_EVERY == 0:
-            rows = fetch_metrics(pending, list(metrics), accelerator)
-            pending = []
-            progress.set_postfix({**{k: f"{v:.4g}" for k, v in rows[-1].items() if k not in ("step", "learning_rate")}})
-            if accelerator.is_main_process:
-                train_log.write(rows)
-        if samples and accelerator.is_main_process:
-            sampled = (model if ema is None else ema.module).eval()
-            with torch.no_grad(), accelerator.autocast():
-                held_out = sample(sampled, step)
-            model.train()
-            held_out_log.write([{"step": step, **held_out}])
-            plot_metrics(train_log.path, args.output_dir / "loss.png", kind)
-            progress.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
-        path = args.output_dir / f"{kind}-{step}.pt"
-        if saves and accelerator.is_main_process:
-            save_checkpoint(
-                path,
-                {
-                    "kind": kind,
-                    "config": asdict(model.config),
-                    "step": step,
-                    "model": model.state_dict(),
-                    "ema": None if ema is None else ema.module.state_dict(),
-                    "optimizer": [optimizer.state_dict() for optimizer in optimizers],
-                    "training": asdict(training),
-                    "rng": {"seed": args.seed},
-                    "metrics": {**rows[-1], **held_out},
-                    **extra,
-                },
-            )
-        accelerator.wait_for_everyone()
-    progress.close()
-    return path
+                step += 1
+                progress.update()
+                metrics = {"loss": loss, "grad_norm": grad_norm, **metrics}
+                pending.append(
+                    (step, learning_rate, torch.stack([value.detach().float() for value in metrics.values()]))
+                )
+                stopped_by = stop.received_by_any(accelerator, step)
+                last = step == training.num_training_steps
+                saves = last or stopped_by or step % training.save_every == 0
+                samples = last or step % training.sample_every == 0
+                if saves or samples or step % METRICS_EVERY == 0:
+                    rows = fetch_metrics(pending, list(metrics), accelerator)
+                    pending = []
+                    folder.write_metrics(rows)
+                    progress.set_postfix({name: f"{rows[-1][name]:.4g}" for name in metrics})
+                if samples and accelerator.is_main_process:
+                    sampled = (model if ema is None else ema.module).eval()
+                    with torch.no_grad(), accelerator.autocast():
+                        held_out = sample(sampled, step)
+                    model.train()
+                    folder.write_held_out({"step": step, **held_out})
+                    progress.write(
+                        f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
+                    )
+                if saves:
+                    checkpoint = {
+                        "kind": kind,
+                        "config": asdict(model.config),
+                        "step": step,
+                        "model": model.state_dict(),
+                        "ema": None if ema is None else ema.module.state_dict(),
+                        "optimizer": [optimizer.state_dict() for optimizer in optimizers],
+                        "training": asdict(training),
+                        "rng": {"seed": args.seed},
+                        "metrics": {**rows[-1], **held_out},
+                        **extra,
+                    }
+                    folder.save(checkpoint, training.keep_newest, training.milestone_every)
+                accelerator.wait_for_everyone()
+                if stopped_by:
+                    accelerator.print(
+                        f"Stopped at step {step}, and saved; the same command with --resume goes on.", flush=True
+                    )
+                    sys.exit(128 + stopped_by)
+    return folder.checkpoint_at(step)
 
 
 def build_model(model_class, config, seed: int) -> nn.Module:
@@ -195,9 +205,11 @@ def batch_index(step: int, num_images: int, batch_size: int, seed: int, accelera
     return index[accelerator.process_index * share :][:share].to(accelerator.device)
 
 
-def seed_step(seed: int, step: int, process: int) -> None:
-    # A generator takes 32 bits of its seed, so the three numbers are hashed into that many.
-    torch.manual_seed(hash((seed, step, process)) % 2**32)
+def seed_step(args, step: int, accelerator: Accelerator) -> None:
+    """Seed what is drawn in a step: alike in all processes, which share the noise of the batch; but a compiled model's
+    noise cannot be shared, so its processes draw their own."""
+    process = accelerator.process_index if args.compile else 0
+    torch.manual_seed(hash((args.seed, step, process)) % 2**32)  # a generator takes 32 bits
 
 
 @functools.lru_cache(maxsize=2)
@@ -250,26 +262,3 @@ def fetch_metrics(pending: list[tuple], names: list[str], accelerator: Accelerat
         {"step": step, "learning_rate": learning_rate, **dict(zip(names, row))}
         for (step, learning_rate, _), row in zip(pending, values)
     ]
-
-
-class MetricsLog:
-    """Rows of a CSV file, one a step. Opened at `step`, it drops what an earlier run wrote after that step."""
-
-    def __init__(self, path: Path, step: int):
-        self.path = path
-        rows = []
-        if step and path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        path.unlink(missing_ok=True)
-        self.write(rows)
-
-    def write(self, rows: list[dict]) -> None:
-        if not rows:
-            return
-        is_new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            if is_new:
-                writer.writeheader()
-            writer.writerows(rows)

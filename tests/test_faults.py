@@ -1,0 +1,246 @@
+"""Nothing is lost: runs that are killed, stopped, crowded, starved of disk, or that diverge."""
+
+import csv
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from line import fit_line
+from scripts import ROOT, TINY, refused, script, succeeds
+from stages import STAGES, folder_of
+
+from utils.checkpoints import load_checkpoint, newest_checkpoint
+from utils.cli import UserError
+
+
+def start(*command, **options):
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def start_line(folder, **settings):
+    return start(ROOT / "tests/line.py", folder, *(f"{name}={value}" for name, value in settings.items()))
+
+
+def ended(process):
+    """The process when it is over, with what it wrote, as subprocess.run gives it."""
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def ended_by(result, reason):
+    """A run that had begun and could not go on: its last line says why."""
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert reason in result.stderr.splitlines()[-1], result.stderr
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def same_tensors(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tensors(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_tensors, a, b))
+    return a == b
+
+
+def assert_same_run(folder, whole, kind, steps):
+    """Same bits in weights, averages and optimizers; the same rows of metrics, none missing and none twice."""
+    ours, theirs = (load_checkpoint(path / f"{kind}-{steps}.pt", kind) for path in (folder, whole))
+    for part in ("model", "ema", "optimizer"):
+        assert same_tensors(ours[part], theirs[part]), part
+    for name in ("metrics.csv", "held_out_metrics.csv"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+    with open(folder / "metrics.csv") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, steps + 1))
+
+
+@pytest.fixture(scope="module")
+def whole_line(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    fit_line(folder, total=40)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_any_moments_ends_with_the_same_bits(tmp_path, seed):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit_line(whole, total=300, sample_every=100)
+    rng = random.Random(seed)
+    for _ in range(3):  # at most 50 steps each
+        process = start_line(killed, total=300, seconds=0.01, sample_every=100, resume=1)
+        wait_for((killed / ".running").exists, process)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+    assert ended(start_line(killed, total=300, sample_every=100, resume=1)).returncode == 0
+    assert_same_run(killed, whole, "line", 300)
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint(whole_line, tmp_path):
+    program = """
+import os, signal, sys, torch
+from line import fit_line
+def half(checkpoint, file):
+    if checkpoint["step"] == 14:
+        file.write(b"half of a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(checkpoint, file)
+save, torch.save = torch.save, half
+fit_line(sys.argv[1], total=40)
+"""
+    process = ended(start("-c", program, tmp_path, cwd=ROOT / "tests"))
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "line-14.pt").exists() and list(tmp_path.glob(".*.tmp"))
+    fit_line(tmp_path, total=40, resume=True)
+    assert not list(tmp_path.glob(".*"))
+    assert_same_run(tmp_path, whole_line, "line", 40)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_stage_survives_a_kill(kind, earlier_stages, tmp_path):
+    def command(name):
+        steps = ("--num_training_steps", 24, "--save_every", 5, "--sample_every", 10, "--ema_decay", 0.9)
+        return [*STAGES[kind], *TINY, *steps, *earlier_stages.get(kind, []), "--output_dir", tmp_path / name]
+
+    killed, whole = (folder_of(kind, tmp_path / name) for name in ("killed", "whole"))
+    succeeds(*command("whole"))
+    process = start(ROOT / STAGES[kind][0], *command("killed")[1:])
+    wait_for((killed / f"{kind}-5.pt").exists, process)
+    time.sleep(random.Random(kind).uniform(0, 0.3))
+    process.kill()
+    process.communicate()
+    succeeds(*command("killed"), "--resume")
+    assert_same_run(killed, whole, kind, 24)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_after_its_step_and_saves(number, whole_line, tmp_path):
+    process = start_line(tmp_path, total=40, seconds=0.05)
+    wait_for((tmp_path / "line-7.pt").exists, process)
+    process.send_signal(number)
+    result = ended(process)
+    assert result.returncode == 128 + number and "--resume" in result.stdout and "Traceback" not in result.stderr
+    stopped_at = load_checkpoint(newest_checkpoint(tmp_path, "line"), "line")["step"]
+    assert 7 <= stopped_at < 40 and f"Stopped at step {stopped_at}" in result.stdout
+    fit_line(tmp_path, total=40, resume=True)
+    assert_same_run(tmp_path, whole_line, "line", 40)
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = start_line(tmp_path, total=3, seconds=60)
+    wait_for((tmp_path / "metrics.csv").exists, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.2)
+    assert process.poll() is None  # in the middle of its first step
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 130
+    process.communicate()
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path):
+    first = start_line(tmp_path, total=1000, seconds=0.1)
+    wait_for((tmp_path / "metrics.csv").exists, first)
+    second = ended(start_line(tmp_path, total=2))
+    refused(second, f"process {first.pid}")
+    first.kill()
+    first.communicate()
+    assert (tmp_path / ".running").exists()
+    fit_line(tmp_path, total=2)
+    assert not (tmp_path / ".running").exists()
+
+
+@pytest.mark.parametrize("holder", ["", "{", json.dumps({"pid": 1})])
+def test_a_lock_that_says_nothing_is_stale(tmp_path, holder):
+    (tmp_path / ".running").write_text(holder)
+    fit_line(tmp_path, total=2)
+
+
+def test_a_lock_of_another_machine_is_respected(tmp_path):
+    (tmp_path / ".running").write_text(json.dumps({"pid": os.getpid(), "started": 0.0, "host": "elsewhere"}))
+    with pytest.raises(UserError, match="on elsewhere"):
+        fit_line(tmp_path, total=2)
+
+
+def test_a_disk_that_is_full_leaves_the_earlier_checkpoints_whole(tmp_path):
+    fit_line(tmp_path, total=7)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    command = (ROOT / "tests/line.py", tmp_path, "total=40", "resume=1")
+    result = ended(start(*command, preexec_fn=small_files))
+    ended_by(result, "line-7.pt")
+    assert load_checkpoint(tmp_path / "line-7.pt", "line")["step"] == 7
+    assert not list(tmp_path.glob(".*"))
+    assert ended(start(*command)).returncode == 0
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    folder = tmp_path / "run"
+    process = start_line(folder, total=1000, seconds=0.01)
+    wait_for((folder / "line-7.pt").exists, process)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    ended_by(ended(process), "cannot be written")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        fit_line(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+    weights = []
+
+    def poison(step):
+        if step == 9:
+            torch.nn.init.constant_(weights[0], bad)
+
+    original = torch.nn.Linear.__init__
+
+    def remembering(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        weights.append(self.weight)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match=r"at step 10, with a learning rate of 0\.0"),
+    ):
+        patch.setattr(torch.nn.Linear, "__init__", remembering)
+        fit_line(tmp_path, total=40, at_step=poison)
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["line-7.pt"]
+    with open(tmp_path / "metrics.csv") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 10))
+
+
+def test_the_newest_checkpoints_and_the_milestones_are_kept(tmp_path):
+    fit_line(tmp_path, total=40, save_every=4, keep_newest=2, milestone_every=16)
+    steps = {int(path.stem.split("-")[1]) for path in tmp_path.glob("*.pt")}
+    assert steps == {16, 32, 36, 40}
+
+
+def test_the_flags_for_keeping_are_there(tmp_path):
+    output = ("--num_training_steps", 3, "--save_every", 1, "--keep_newest", 1, "--output_dir", tmp_path)
+    succeeds(*STAGES["dvae"], *TINY, *output)
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["dvae-3.pt"]
+    refused(script(*STAGES["dvae"], "--keep_newest", -1), "keep_newest")
