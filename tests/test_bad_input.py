@@ -1,0 +1,241 @@
+"""Whatever a user gives, the answer is a result or one sentence: hundreds of broken files, prompts and numbers."""
+
+import io
+import pickle
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from clip import CLIP, CLIPConfig
+from dall_e import DallE, DallEConfig
+from dvae import DiscreteVAE, DVAEConfig
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripts import ROOT, refused, script
+
+from utils.checkpoints import CONTENTS, TRAINED, find_checkpoint, load_checkpoint, load_model, save_checkpoint
+from utils.cli import ArgumentParser, UserError, number
+from utils.data import load_digits
+from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
+from utils.samples import add_sample_flags, choose_prompts, write_images
+
+many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MODELS = {
+    "dvae": (DiscreteVAE, DVAEConfig(hidden_dim=8, codebook_size=16)),
+    "dall_e": (DallE, DallEConfig(dim=16, num_layers=1)),
+    "clip": (CLIP, CLIPConfig(image_width=16, image_layers=1, text_layers=1)),
+}
+
+
+def checkpoint_of(kind):
+    model_class, config = MODELS[kind]
+    rest = dict.fromkeys(CONTENTS.get(kind, TRAINED), None)
+    return {**rest, "kind": kind, "step": 1, "config": dict(vars(config)), "model": model_class(config).state_dict()}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request, tmp_path_factory):
+    """A whole checkpoint's kind, its bytes, and a place for broken ones."""
+    path = tmp_path_factory.mktemp("checkpoints") / f"{request.param}-1.pt"
+    save_checkpoint(path, checkpoint_of(request.param))
+    return request.param, path.read_bytes(), path
+
+
+def loads_or_refuses(kind, path):
+    """Whether the file gives a model; whatever is not a UserError fails the test."""
+    model_class, config = MODELS[kind]
+    try:
+        model = load_model(load_checkpoint(path, kind), model_class, type(config))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return False
+    return isinstance(model, model_class)
+
+
+@many
+@given(st.data())
+def test_broken_checkpoints(checkpoint, data):
+    kind, whole, path = checkpoint
+    change = data.draw(st.sampled_from(["cut", "flip", "noise", "insert"]))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if change == "cut":
+        content = whole[:place]
+    elif change == "flip":
+        content = whole[:place] + bytes([whole[place] ^ 1 << data.draw(st.integers(0, 7))]) + whole[place + 1 :]
+    elif change == "insert":
+        content = whole[:place] + data.draw(st.binary(min_size=1, max_size=50)) + whole[place:]
+    else:
+        content = data.draw(st.binary(max_size=200))
+    path.write_bytes(content)
+    loads_or_refuses(kind, path)
+
+
+values = st.one_of(
+    st.none(), st.integers(-5, 5), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.booleans()
+)
+
+
+@many
+@given(st.data())
+def test_checkpoints_of_other_shapes(checkpoint, data):
+    """Parts that are missing, or something else than they should be, as in an older or a later version."""
+    kind, _, path = checkpoint
+    content = checkpoint_of(kind)
+    part = content
+    for _ in range(data.draw(st.integers(1, 2))):
+        key = data.draw(st.sampled_from(sorted(part)))
+        if data.draw(st.booleans()):
+            part.pop(key)
+        else:
+            part[key] = data.draw(values)
+        if not part or not isinstance(content.get("config"), dict):
+            break
+        part = content["config"]
+    save_checkpoint(path, content)
+    loads_or_refuses(kind, path)
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("this must not be printed",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path, capsys):
+    plain, zipped = tmp_path / "dvae-1.pt", tmp_path / "dvae-2.pt"
+    plain.write_bytes(pickle.dumps(Trap()))
+    torch.save({"kind": "dvae", "config": Trap()}, zipped)
+    for path in (plain, zipped):
+        with pytest.raises(UserError, match="cannot be read|can be read"):
+            load_checkpoint(path, "dvae")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "/", "https://example.org/dvae-1.pt", "x" * 10_000, "a\0b", "lesson_08", "-1"]
+)
+def test_names_that_are_no_checkpoints(name):
+    with pytest.raises(UserError):
+        find_checkpoint(name, "dvae")
+
+
+def parsed(arguments):
+    """What the flags of a generator make of the arguments; None if they refuse them, in one sentence."""
+    parser = ArgumentParser("test")
+    add_sample_flags(parser, ROOT)
+    parser.add_argument("--temperature", type=number(float, 0, 100), default=1.0)
+    stderr, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        args = parser.parse_args(arguments)
+        return args, choose_prompts(args)
+    except (SystemExit, UserError) as error:
+        message = sys.stderr.getvalue().strip() if isinstance(error, SystemExit) else str(error)
+        assert not isinstance(error, SystemExit) or error.code == 2
+        assert len(message.splitlines()) == 1 and len(message) < 1000, message
+        return None
+    finally:
+        sys.stderr = stderr
+
+
+@many
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=20), st.sampled_from([" Seven ", "7", "../7", "x" * 10_000, "\x1b[2J", "七"])),
+        min_size=1,
+    )
+)
+def test_prompts(prompts):
+    result = parsed(["--prompts", *prompts])
+    if result is not None:
+        _, (chosen, columns) = result
+        assert all(prompt in DIGIT_OF_PROMPT for prompt in chosen) and 1 <= columns <= len(chosen)
+
+
+numerals = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=10),
+    st.sampled_from(["nan", "inf", "-inf", "1e400", "0x10", "1_000", "", " 3", "9" * 5000]),
+)
+
+
+@many
+@given(st.sampled_from(["--num_samples", "--seed", "--temperature"]), numerals)
+def test_numbers(flag, text):
+    result = parsed([f"{flag}={text}", "--prompts", "7"])
+    if result is not None:
+        args, (chosen, columns) = result
+        assert 1 <= args.num_samples == len(chosen) <= 10_000 and 0 <= args.seed < 2**31
+        assert 0 <= args.temperature <= 100 and columns <= 64
+
+
+@many
+@given(st.data())
+def test_tokens_or_a_refusal(data):
+    tokenizer = PromptTokenizer.train()
+    try:
+        tokens = tokenizer.encode([data.draw(st.text())], 6)
+    except ValueError:
+        return
+    assert tokens.shape == (1, 6) and 0 <= tokens.min() and tokens.max() < tokenizer.vocab_size
+
+
+def test_pictures_stay_in_their_folder(tmp_path):
+    folder = tmp_path / "samples"
+    write_images(torch.zeros(2, 1, 28, 28), ["seven", "7"], [0, 1], folder)
+    assert {path.name for path in tmp_path.rglob("*")} == {"samples", "0000-seven.png", "0001-7.png", "samples.csv"}
+    with pytest.raises(UserError):
+        choose_prompts(Namespace(prompts=["../7"], num_samples=1))
+
+
+@pytest.fixture
+def mnist_folder(tmp_path):
+    """A small MNIST, as its files are."""
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (5, 28, 28))
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + bytes(5 * 28 * 28))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + (5).to_bytes(4, "big") + bytes(range(5)))
+    return tmp_path
+
+
+@many
+@given(st.data())
+def test_broken_data(mnist_folder, data):
+    name = data.draw(st.sampled_from(sorted(path.name for path in (mnist_folder / "MNIST/raw").iterdir())))
+    path = mnist_folder / "MNIST/raw" / name
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, min(len(whole) - 1, 40)))
+    content = data.draw(
+        st.sampled_from(
+            [b"", whole[:place], whole[:place] + b"\xff" + whole[place + 1 :], whole + b"more", b"\x1f\x8b"]
+        )
+    )
+    try:
+        path.write_bytes(content)
+        train_set, test_set = load_digits("mnist", mnist_folder, 1, "cpu")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(train_set) == len(test_set) == 5 and train_set.labels.max() < 10
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--batch_size", 10**8),
+        ("--num_layers", 10**6),
+        ("--dim", 10**9),
+        ("--learning_rate", "nan"),
+        ("--num_training_steps", 0),
+        ("--codebook_size", "1e3"),
+        ("--output_dir", ROOT / "README.md"),
+    ],
+)
+def test_numbers_of_a_training(flags):
+    lesson = "lesson_17/train_mnist.py" if flags[0] in ("--num_layers", "--dim") else "lesson_08/train_dvae.py"
+    stage = ("--stage", "decoder", "--clip_checkpoint", "none.pt") if "17" in lesson else ()
+    refused(script(lesson, "--dataset", "mnist_5k", "--preset", "cpu", *stage, *flags), "")
