@@ -52,8 +52,9 @@ def embeddings(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     axes = figure.subplots()
     points = axes.scatter(*image_xy.T, c=shown.labels.cpu(), cmap="tab10", s=5)
     for digit, (x, y) in enumerate(text_xy.view(10, 2, 2).mean(dim=1).tolist()):  # both spellings lie at one place
-        name = ", ".join(SPELLINGS[digit])
-        axes.text(x, y, name, ha="center", va="center", fontsize=9, bbox={"fc": "white", "alpha": 0.7, "pad": 1})
+        above = {"va": "bottom" if digit < 5 else "top", "ha": "center"}  # two and eight lie close
+        axes.text(x, y, ", ".join(SPELLINGS[digit]), fontsize=9, bbox={"fc": "white", "alpha": 0.7, "pad": 1}, **above)
+        axes.plot(x, y, "kx")
     axes.legend(*points.legend_elements(), title="images of", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="first principal component", ylabel="second")
     figure.savefig(folder / "embeddings.png")
