@@ -134,17 +134,6 @@ def test_a_dvae_of_three_channels_trains(tmp_path):
     assert (tmp_path / "dvae-2.pt").exists()
 
 
-def test_both_stages_train_on_two_processes(tmp_path):
-    dvae, dall_e = tmp_path / "dvae", tmp_path / "dall_e"
-    two = {"num_processes": 2}
-    result = succeeds("lesson_08/train_dvae.py", *TINY_DVAE, "--num_training_steps", 2, "--output_dir", dvae, **two)
-    assert "on 2 x cpu" in result.stdout
-    sizes = ("--num_training_steps", 2, "--dim", 16, "--num_layers", 2, "--dvae_checkpoint", dvae / "dvae-2.pt")
-    succeeds("lesson_08/train_mnist.py", *TINY, *sizes, "--output_dir", dall_e, **two)
-    with open(dall_e / "metrics.csv") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
-
-
 def test_resume_goes_on(trained, tmp_path):
     arguments = ("lesson_08/train_dvae.py", *TINY_DVAE, "--output_dir", tmp_path, "--resume", "--num_training_steps")
     assert "starts at step 0" in succeeds(*arguments, 2).stdout

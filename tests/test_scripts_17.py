@@ -104,12 +104,6 @@ def test_stages_of_three_channels_train(tmp_path):
     assert read_image(tmp_path / "decoder/sample-1.png").shape[0] in (3, 4)
 
 
-def test_all_stages_train_on_two_processes(tmp_path):
-    arguments = (*TINY, *STEPS, *SIZES, "--output_dir", tmp_path)
-    result = succeeds("lesson_17/train_mnist.py", *arguments, num_processes=2)
-    assert result.stdout.count("on 2 x cpu") == 3 and (tmp_path / "decoder/decoder-2.pt").exists()
-
-
 def test_a_pretrained_clip_takes_the_place_of_ours(tmp_path):
     pretrained, folder = tmp_path / "clip of theirs", tmp_path / "run"
     save_pretrained(pretrained)
