@@ -15,7 +15,8 @@ TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixe
 
 
 def script(name, *arguments, cwd=ROOT, num_processes=1):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)] if num_processes > 1 else []
+    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
+    launcher = several if num_processes > 1 else []
     command = [sys.executable, *launcher, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
