@@ -46,7 +46,8 @@ def embeddings(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     image_embed = pipeline.clip.encode_images(shown)
     text_embed, _ = pipeline.clip.encode_prompts(PROMPTS, pipeline.device)
     mean = image_embed.mean(dim=0)
-    _, _, directions = torch.pca_lowrank(image_embed, q=2, niter=10)
+    _, directions = torch.linalg.eigh(torch.cov((image_embed - mean).T))  # columns, the widest spread last
+    directions = directions[:, [-1, -2]]
     image_xy, text_xy = (((embed - mean) @ directions).cpu() for embed in (image_embed, text_embed))
     figure = Figure(figsize=(7, 6), dpi=80, layout="constrained")
     axes = figure.subplots()

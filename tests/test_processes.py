@@ -60,7 +60,7 @@ def test_two_processes_have_the_losses_of_one(kind, alone, earlier_stages, tmp_p
     assert_alike(folder_of(kind, tmp_path), alone(kind), kind)
 
 
-@pytest.mark.parametrize("kind", ["dvae", "prior"])
+@pytest.mark.parametrize("kind", ["prior"])
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_other_processes(kind, first, then, alone, earlier_stages, tmp_path):
     train(kind, tmp_path / "first", earlier_stages, num_processes=first)

@@ -43,7 +43,9 @@ def train(
     Everything random in a step follows from (seed, step): a run that was stopped and resumed sees the same images,
     captions and noise as one that was not.
 
-    Raises UserError if the batch is larger than the training set or does not divide among the processes, or a resumed run has another model or is finished.
+    SIGINT and SIGTERM end the run after its step, with a checkpoint and exit code 128 + their number. Raises UserError if
+    the batch is larger than the training set or does not divide among the processes, if a resumed run has another model
+    or is finished, and for what RunFolder refuses.
     """
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if training.batch_size > num_images:
@@ -64,7 +66,7 @@ def train(
         if step >= training.num_training_steps:
             raise UserError(f"{args.output_dir} is at step {step} already; ask for more with --num_training_steps.")
         if args.compile:
-            print("Compiling the model; the first step takes half a minute ...", flush=True)
+            accelerator.print("Compiling the model; the first step takes half a minute ...", flush=True)
         trained, *optimizers = accelerator.prepare(torch.compile(model) if args.compile else model, *optimizers)
         describe(kind, model, training, args, accelerator)
         folder.open_logs(step)
@@ -75,17 +77,9 @@ def train(
                 index = batch_index(step, num_images, training.batch_size, args.seed, accelerator)
                 seed_step(args, step, accelerator)
                 learning_rate = schedule(step, training)
-                for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate
-
                 with contextlib.nullcontext() if args.compile else shared_noise(training.batch_size, accelerator):
                     loss, metrics = loss_of_batch(trained, index, step)
-                accelerator.backward(loss)
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                grad_norm = update(model, loss, optimizers, learning_rate, training.max_grad_norm, accelerator)
                 if ema is not None:
                     ema.update_parameters(model)
 
@@ -105,27 +99,14 @@ def train(
                     folder.write_metrics(rows)
                     progress.set_postfix({name: f"{rows[-1][name]:.4g}" for name in metrics})
                 if samples and accelerator.is_main_process:
-                    sampled = (model if ema is None else ema.module).eval()
-                    with torch.no_grad(), accelerator.autocast():
-                        held_out = sample(sampled, step)
-                    model.train()
+                    held_out = held_out_metrics(sample, model, ema, step, accelerator)
                     folder.write_held_out({"step": step, **held_out})
                     progress.write(
                         f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
                     )
                 if saves:
-                    checkpoint = {
-                        "kind": kind,
-                        "config": asdict(model.config),
-                        "step": step,
-                        "model": model.state_dict(),
-                        "ema": None if ema is None else ema.module.state_dict(),
-                        "optimizer": [optimizer.state_dict() for optimizer in optimizers],
-                        "training": asdict(training),
-                        "rng": {"seed": args.seed},
-                        "metrics": {**rows[-1], **held_out},
-                        **extra,
-                    }
+                    measured = {**rows[-1], **held_out}
+                    checkpoint = contents(kind, step, model, ema, optimizers, training, args.seed, measured) | extra
                     folder.save(checkpoint, training.keep_newest, training.milestone_every)
                 accelerator.wait_for_everyone()
                 if stopped_by:
@@ -134,6 +115,59 @@ def train(
                     )
                     sys.exit(128 + stopped_by)
     return folder.checkpoint_at(step)
+
+
+def update(
+    model: nn.Module,
+    loss: Tensor,
+    optimizers: list,
+    learning_rate: float,
+    max_grad_norm: float,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Take a step of the optimizers down the gradient, clipped, and return the norm that it had before."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    accelerator.backward(loss)
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return grad_norm
+
+
+def held_out_metrics(sample, model: nn.Module, ema: nn.Module | None, step: int, accelerator: Accelerator) -> dict:
+    """What sample(model, step) gives for the averaged weights, where there are any, in evaluation mode."""
+    sampled = (model if ema is None else ema.module).eval()
+    with torch.no_grad(), accelerator.autocast():
+        metrics = sample(sampled, step)
+    model.train()
+    return metrics
+
+
+def contents(
+    kind: str,
+    step: int,
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizers: list,
+    training: TrainingConfig,
+    seed: int,
+    metrics: dict,
+) -> dict:
+    """What a checkpoint of any kind holds."""
+    return {
+        "kind": kind,
+        "config": asdict(model.config),
+        "step": step,
+        "model": model.state_dict(),
+        "ema": None if ema is None else ema.module.state_dict(),
+        "optimizer": [optimizer.state_dict() for optimizer in optimizers],
+        "training": asdict(training),
+        "rng": {"seed": seed},
+        "metrics": metrics,
+    }
 
 
 def build_model(model_class, config, seed: int) -> nn.Module:
