@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -182,16 +181,21 @@ def test_a_lock_of_another_machine_is_respected(tmp_path):
 def test_a_disk_that_is_full_leaves_the_earlier_checkpoints_whole(tmp_path):
     fit_line(tmp_path, total=7)
 
-    def small_files():
+    program = """
+import resource, sys
+from line import fit_line, run
+def limit(step):
+    if step == 10:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-    command = (ROOT / "tests/line.py", tmp_path, "total=40", "resume=1")
+run(lambda: fit_line(sys.argv[1], total=40, resume=True, at_step=limit))
+"""
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    result = ended(start(*command, preexec_fn=small_files, env=unmeasured))  # coverage would need the disk too
+    # Coverage is off, as it would need the disk too.
+    result = ended(start("-c", program, tmp_path, cwd=ROOT / "tests", env=unmeasured))
     ended_by(result, "line-7.pt")
     assert load_checkpoint(tmp_path / "line-7.pt", "line")["step"] == 7
     assert not list(tmp_path.glob(".*"))
-    assert ended(start(*command)).returncode == 0
+    assert ended(start_line(tmp_path, total=40, resume=1)).returncode == 0
 
 
 def test_a_folder_that_vanishes(tmp_path):
