@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import ArgumentParser, UserError, add_data_flags, run
+from utils.checkpoints import newest_checkpoint
+from utils.cli import ArgumentParser, UserError, add_data_flags, one_of, run
 
 
 @dataclass
@@ -100,14 +101,15 @@ def main() -> None:
 def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "failures", nargs="*", metavar="FAILURE", default=list(FAILURES), help=f"of {', '.join(FAILURES)}"
+        "failures",
+        nargs="*",
+        type=one_of(FAILURES, "failure"),
+        metavar="FAILURE",
+        default=list(FAILURES),
+        help=f"of {', '.join(FAILURES)}",
     )
     add_data_flags(parser)
-    args = parser.parse_args()
-    for name in args.failures:
-        if name not in FAILURES:
-            raise UserError(f"There is no failure {name}, but {', '.join(FAILURES)}.")
-    return args
+    return parser.parse_args()
 
 
 def break_and_run(failure: Failure, root: Path, args) -> Path:
@@ -115,9 +117,10 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
     for folder in ("lesson_08", "lesson_17", "utils"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
     for kind in ("dvae", "dall_e", "clip", "prior", "decoder"):
-        newest = max((ROOT / "output" / kind).glob("*.pt"), key=lambda path: path.stat().st_mtime)
-        (root / "output" / kind).mkdir(parents=True)
-        shutil.copy2(newest, root / "output" / kind)
+        newest = newest_checkpoint(ROOT / "output" / kind, kind)
+        if newest is not None:
+            (root / "output" / kind).mkdir(parents=True)
+            shutil.copy2(newest, root / "output" / kind)
     for file, line, broken in failure.changes:
         path = root / failure.lesson / file
         text = path.read_text()

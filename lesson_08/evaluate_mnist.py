@@ -16,9 +16,9 @@ from torch import Tensor
 from train_mnist import BPE_DROPOUT
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import Images, load_digits
-from utils.evaluation import Row, add_evaluation_flags, draw_samples, real_rows, sample_rows, write_report
+from utils.evaluation import Judge, Row, add_evaluation_flags, draw_samples, write_report
 from utils.prompts import PromptSampler
-from utils.scoring import accuracy, frechet_distance, in_slices, load_scorer
+from utils.scoring import accuracy, in_slices, load_scorer
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
     scorer = load_scorer(train_set, args.output_dir)
+    judge = Judge(scorer, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     image_tokens = test_set.map(pipeline.dvae.encode)
@@ -34,11 +35,11 @@ def main() -> None:
     plain = draw_samples(pipeline.draw, scorer, args.num_samples)
     rows = [
         *dvae_rows(pipeline.dvae, scorer, test_set, image_tokens),
-        ceiling_row(pipeline.dvae, scorer, train_set.at_random(len(samples.digits)), test_set),
+        ceiling_row(pipeline.dvae, judge, train_set.at_random(len(samples.digits))),
         *transformer_rows(pipeline, test_set.labels, image_tokens),
-        *real_rows(scorer, len(samples.digits), train_set, test_set),
-        *sample_rows("samples", samples, scorer, train_set, test_set),
-        *sample_rows("plain samples", plain, scorer, train_set, test_set),
+        *judge.real_rows(len(samples.digits)),
+        *judge.sample_rows("samples", samples),
+        *judge.sample_rows("plain samples", plain),
     ]
     write_report(args.output_dir, "dall_e", rows, samples, train_set, pipeline.files, sampling)
 
@@ -69,10 +70,9 @@ def dvae_rows(dvae: DiscreteVAE, scorer, test_set: Images, image_tokens: Tensor)
     ]
 
 
-def ceiling_row(dvae: DiscreteVAE, scorer, real: Images, test_set: Images) -> Row:
+def ceiling_row(dvae: DiscreteVAE, judge: Judge, real: Images) -> Row:
     """What samples would get if the transformer were perfect."""
-    reconstructions = real.map(lambda images: dvae.decode(dvae.encode(images)))
-    distance = frechet_distance(in_slices(scorer.features, reconstructions), test_set.map(scorer.features))
+    distance = judge.frechet_distance(real.map(lambda images: dvae.decode(dvae.encode(images))))
     return Row("dVAE, Fréchet distance", distance, f"{distance:.1f}", "of reconstructions: the ceiling of the samples")
 
 

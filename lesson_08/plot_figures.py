@@ -15,10 +15,10 @@ from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from utils.checkpoints import load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, run
-from utils.data import Images, load_digits
-from utils.figures import add_figure_flags, save_gif
+from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
+from utils.cli import ROOT, ArgumentParser, UserError, run
+from utils.data import Images
+from utils.figures import add_figure_flags, draw_figures, save_gif
 from utils.plots import save_grid, save_rows
 from utils.prompts import DIGIT_WORDS
 
@@ -30,18 +30,13 @@ def main() -> None:
     args = parse_args()
     device = PartialState().device
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
-    _, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name in args.figures:
-        FIGURES[name](pipeline, test_set, args.output_dir)
-    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
+    draw_figures(FIGURES, pipeline, pipeline.dvae.config.image_channels, device, args)
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
     add_figure_flags(parser, FIGURES, ROOT / "output" / "dall_e_figures")
     add_model_flags(parser)
-    add_data_flags(parser)
     return parser.parse_args()
 
 
@@ -49,8 +44,7 @@ def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """Soft codes, which training sees, and hard ones, which tokens are, at each checkpoint of the dVAE (section 2.1)."""
     images, _ = test_set[:500]
     rows = {"test images": images[:NUM_IMAGES]}
-    checkpoints = {int(file.stem.split("-")[1]): file for file in Path(pipeline.files["dvae"]).parent.glob("dvae-*.pt")}
-    for step, file in sorted(checkpoints.items()):
+    for step, file in checkpoints_in(Path(pipeline.files["dvae"]).parent, "dvae").items():
         checkpoint = load_checkpoint(file, "dvae")
         dvae = load_model(checkpoint, DiscreteVAE, DVAEConfig).to(images.device)
         tau = tau_schedule(step / checkpoint["training"]["num_training_steps"])

@@ -15,7 +15,7 @@ from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_f
 from torch import Tensor
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import NUM_CLASSES, Images, load_digits
-from utils.evaluation import Row, add_evaluation_flags, draw_samples, real_rows, sample_rows, write_report
+from utils.evaluation import Judge, Row, add_evaluation_flags, draw_samples, write_report
 from utils.prompts import PROMPTS
 from utils.scoring import accuracy, load_scorer
 
@@ -29,6 +29,7 @@ def main() -> None:
     pipeline = Pipeline.load(args, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, device)
     scorer = load_scorer(train_set, args.output_dir)
+    judge = Judge(scorer, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     torch.manual_seed(0)
@@ -39,9 +40,9 @@ def main() -> None:
         *clip_rows(pipeline, image_embed, test_set.labels),
         *prior_rows(pipeline, image_embed, test_set.labels),
         *decoder_rows(pipeline, scorer, test_set.subset(slice(NUM_HELD_OUT)), image_embed[:NUM_HELD_OUT], args),
-        *real_rows(scorer, len(samples.digits), train_set, test_set),
-        *sample_rows("samples", samples, scorer, train_set, test_set),
-        *sample_rows("unguided samples", unguided, scorer, train_set, test_set),
+        *judge.real_rows(len(samples.digits)),
+        *judge.sample_rows("samples", samples),
+        *judge.sample_rows("unguided samples", unguided),
     ]
     write_report(args.output_dir, "dall_e_2", rows, samples, train_set, pipeline.files, sampling)
 

@@ -12,9 +12,9 @@ from diffusion_decoder import from_x_0, to_x_0
 from matplotlib.figure import Figure
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, add_data_flags, run
-from utils.data import Images, load_digits
-from utils.figures import add_figure_flags
+from utils.cli import ROOT, ArgumentParser, run
+from utils.data import Images
+from utils.figures import add_figure_flags, draw_figures
 from utils.plots import save_rows
 from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
 
@@ -25,18 +25,13 @@ TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above 
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, PartialState().device)
-    _, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, pipeline.device)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name in args.figures:
-        FIGURES[name](pipeline, test_set, args.output_dir)
-    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
+    draw_figures(FIGURES, pipeline, pipeline.decoder.config.image_channels, pipeline.device, args)
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
     add_figure_flags(parser, FIGURES, ROOT / "output" / "dall_e_2_figures")
     add_model_flags(parser)
-    add_data_flags(parser)
     return parser.parse_args()
 
 

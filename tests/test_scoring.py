@@ -6,7 +6,7 @@ from scripts import ROOT
 
 import utils.scoring
 from utils.data import load_digits
-from utils.evaluation import draw_samples, real_rows, sample_rows
+from utils.evaluation import Judge, draw_samples
 from utils.prompts import DIGIT_OF_PROMPT
 from utils.scoring import (
     confusion_matrix,
@@ -42,7 +42,8 @@ def real_digits(images):
 
 def measured(draw, scorer, digits, images_a_prompt=20):
     samples = draw_samples(draw, scorer, images_a_prompt)
-    rows = [*sample_rows("", samples, scorer, *digits), *real_rows(scorer, len(samples.digits), *digits)]
+    judge = Judge(scorer, *digits)
+    rows = [*judge.sample_rows("", samples), *judge.real_rows(len(samples.digits))]
     return {row.name.strip(", "): row.value for row in rows}
 
 

@@ -61,11 +61,16 @@ def find_checkpoint(given: str | None, kind: str, folder: Path | None = None) ->
     )
 
 
+def checkpoints_in(folder: Path, kind: str) -> dict[int, Path]:
+    """The files KIND-STEP.pt of a folder by their steps, the fewest first."""
+    matches = {path: re.fullmatch(rf"{kind}-(\d+)\.pt", path.name) for path in folder.glob(f"{kind}-*.pt")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
+
+
 def newest_checkpoint(folder: Path, kind: str) -> Path | None:
     """The most recently written KIND-STEP.pt of a folder, the one of more steps if two are of the same moment."""
-    steps = {path: re.fullmatch(rf"{kind}-(\d+)\.pt", path.name) for path in folder.glob(f"{kind}-*.pt")}
-    paths = [path for path, match in steps.items() if match]
-    return max(paths, key=lambda path: (path.stat().st_mtime, int(steps[path][1])), default=None)
+    steps = checkpoints_in(folder, kind)
+    return max(steps.items(), key=lambda item: (item[1].stat().st_mtime, item[0]), default=(None, None))[1]
 
 
 def load_checkpoint(path: Path, kind: str) -> dict:

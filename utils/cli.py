@@ -85,6 +85,17 @@ def number(kind: type, low: float, high: float = float("inf")):
     return parse
 
 
+def one_of(names, what: str):
+    """An argparse type: one of `names`, which are names of a `what`. (`choices` would refuse a default of all of them.)"""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"there is no {what} {text}, but {', '.join(names)}")
+        return text
+
+    return parse
+
+
 positive_int = number(int, 1, 10**9)
 seed_number = number(int, 0, 2**31 - 1)
 

@@ -67,38 +67,51 @@ def draw_samples(draw, scorer: nn.Module, images_a_prompt: int = 50) -> Samples:
     return Samples(prompts, images, digits, in_slices(scorer, images).argmax(dim=1).cpu())
 
 
-def sample_rows(name: str, samples: Samples, scorer: nn.Module, train_set: Images, test_set: Images) -> list[Row]:
-    """How right, how close to real digits, how varied and how new the samples are."""
-    share, low, high = samples.share_right()
-    note = f"95% interval {low:.1%} to {high:.1%}, {len(samples.digits):,} samples"
-    rows = [Row(f"{name}, prompt accuracy", share, f"{share:.1%}", note)]
-    for spelling, prompted_by in enumerate(("words", "numerals")):
-        share, low, high = samples.share_right(samples.of_spelling(spelling))
-        note = f"95% interval {low:.1%} to {high:.1%}"
-        rows.append(Row(f"{name}, prompt accuracy, {prompted_by}", share, f"{share:.1%}", note))
+class Judge:
+    """The scorer and the real digits that samples are held against."""
 
-    features_of_test = test_set.map(scorer.features)
-    features = in_slices(scorer.features, samples.images)
-    distance = frechet_distance(features, features_of_test)
-    rows.append(Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"))
-    ratio = diversity(features.cpu(), samples.digits) / diversity(features_of_test.cpu(), test_set.labels.cpu())
-    rows.append(Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"))
-    nearest = nearest_images(samples.images, train_set)[0].mean().item()
-    rows.append(Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy"))
-    return rows
+    def __init__(self, scorer: nn.Module, train_set: Images, test_set: Images):
+        self.scorer, self.train_set, self.test_set = scorer, train_set, test_set
+        self.features_of_test = test_set.map(scorer.features)
 
+    def frechet_distance(self, images: Tensor) -> float:
+        """Of images (B, C, H, H) in [0, 1] to the test images, in the scorer's features."""
+        return frechet_distance(in_slices(self.scorer.features, images), self.features_of_test)
 
-def real_rows(scorer: nn.Module, num_images: int, train_set: Images, test_set: Images) -> list[Row]:
-    """The scorer's own accuracy, and what as many real images as there are samples would get in their place."""
-    share = accuracy(scorer, *test_set[:])
-    real = train_set.at_random(num_images)
-    floor = frechet_distance(real.map(scorer.features), test_set.map(scorer.features))
-    nearest = nearest_images(test_set.at_random(num_images)[:][0], train_set)[0].mean().item()
-    return [
-        Row("scorer, accuracy", share, f"{share:.1%}", "on the test images"),
-        Row("real images, Fréchet distance", floor, f"{floor:.1f}", "of as many training images: the floor"),
-        Row("real images, nearest training image", nearest, f"{nearest:.3f}", "of test images"),
-    ]
+    def diversity(self, samples: Samples) -> float:
+        """Mean distance of two samples of a digit, over that of two test images of a digit, in the scorer's features."""
+        features = in_slices(self.scorer.features, samples.images)
+        real = diversity(self.features_of_test.cpu(), self.test_set.labels.cpu())
+        return diversity(features.cpu(), samples.digits) / real
+
+    def sample_rows(self, name: str, samples: Samples) -> list[Row]:
+        """How right, how close to real digits, how varied and how new the samples are."""
+        share, low, high = samples.share_right()
+        note = f"95% interval {low:.1%} to {high:.1%}, {len(samples.digits):,} samples"
+        rows = [Row(f"{name}, prompt accuracy", share, f"{share:.1%}", note)]
+        for spelling, prompted_by in enumerate(("words", "numerals")):
+            share, low, high = samples.share_right(samples.of_spelling(spelling))
+            note = f"95% interval {low:.1%} to {high:.1%}"
+            rows.append(Row(f"{name}, prompt accuracy, {prompted_by}", share, f"{share:.1%}", note))
+        distance = self.frechet_distance(samples.images)
+        rows.append(Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"))
+        ratio = self.diversity(samples)
+        note = "distance within a digit, over that of test images"
+        rows.append(Row(f"{name}, diversity", ratio, f"{ratio:.2f}", note))
+        nearest = nearest_images(samples.images, self.train_set)[0].mean().item()
+        rows.append(Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy"))
+        return rows
+
+    def real_rows(self, num_images: int) -> list[Row]:
+        """The scorer's own accuracy, and what as many real images as there are samples would get in their place."""
+        share = accuracy(self.scorer, *self.test_set[:])
+        floor = self.frechet_distance(self.train_set.at_random(num_images)[:][0])
+        nearest = nearest_images(self.test_set.at_random(num_images)[:][0], self.train_set)[0].mean().item()
+        return [
+            Row("scorer, accuracy", share, f"{share:.1%}", "on the test images"),
+            Row("real images, Fréchet distance", floor, f"{floor:.1f}", "of as many training images: the floor"),
+            Row("real images, nearest training image", nearest, f"{nearest:.3f}", "of test images"),
+        ]
 
 
 def write_report(

@@ -1,6 +1,5 @@
 """What the figure scripts of both lessons share: their flags, animations, learning curves."""
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -10,28 +9,34 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from utils.cli import ROOT, ArgumentParser, UserError
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, one_of
+from utils.data import load_digits
+from utils.plots import read_rows
 
 CURVE_EVERY = 50  # steps that a point of a learning curve averages
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
-    """The names of figures to draw, {name: the function that draws it}, and where to."""
-
-    def known(name: str) -> str:
-        if name not in figures:
-            raise argparse.ArgumentTypeError(f"there is no figure {name}, but {', '.join(figures)}")
-        return name
-
+    """The names of figures to draw, {name: the function that draws it}, of which data, and where to."""
     parser.add_argument(
         "figures",
         nargs="*",
-        type=known,
+        type=one_of(figures, "figure"),
         metavar="FIGURE",
         default=list(figures),
         help=f"of {', '.join(figures)} (default: all)",
     )
     parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the figures go")
+    add_data_flags(parser)
+
+
+def draw_figures(figures: dict, pipeline, image_channels: int, device, args) -> None:
+    """Call figures[name](pipeline, test set, folder) for each name that was asked for."""
+    _, test_set = load_digits(args.dataset, args.data_dir, image_channels, device)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name in args.figures:
+        figures[name](pipeline, test_set, args.output_dir)
+    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
 
 
 def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
@@ -67,14 +72,6 @@ def plot_curves(kinds: list[str], runs: Path, expected: Path, folder: Path) -> N
         axes.legend(fontsize=8)
         write_rows(yours, folder / f"{kind}.csv")
     figure.savefig(folder / "curves.png")
-
-
-def read_rows(file: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers; none if there is no such file."""
-    if not file.exists():
-        return []
-    with open(file, newline="") as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def write_rows(rows: list[dict[str, float]], file: Path) -> None:

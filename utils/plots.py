@@ -75,13 +75,12 @@ def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: l
 
 def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
     """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
-    with open(metrics_file, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(metrics_file)
     names = [name for name in rows[0] if name != "step"]
-    steps = [int(row["step"]) for row in rows]
+    steps = [row["step"] for row in rows]
     figure = Figure(figsize=(3.2 * len(names), 2.8), dpi=100, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        values = torch.tensor([float(row[name]) for row in rows])
+        values = torch.tensor([row[name] for row in rows])
         window = max(1, len(values) // 50)
         means = F.avg_pool1d(values[None], window, stride=1)[0]
         axes.plot(steps, values, alpha=0.3)
@@ -90,3 +89,11 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
         axes.set_xlabel("step")
     figure.suptitle(title)
     figure.savefig(path)
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """The rows of a CSV file of numbers; none if there is no such file."""
+    if not file.exists():
+        return []
+    with open(file, newline="") as lines:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]

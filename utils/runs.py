@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import re
 import signal
 import socket
 import threading
@@ -15,7 +14,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from utils.checkpoints import newest_checkpoint, save_checkpoint
+from utils.checkpoints import checkpoints_in, newest_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.plots import plot_metrics
 
@@ -89,9 +88,7 @@ class RunFolder:
             return
         save_checkpoint(self.checkpoint_at(checkpoint["step"]), checkpoint)
         if keep_newest:
-            matches = (re.fullmatch(rf"{self.kind}-(\d+)\.pt", path.name) for path in self.path.iterdir())
-            steps = sorted(int(match[1]) for match in matches if match)
-            older = [step for step in steps if step <= checkpoint["step"]][:-keep_newest]
+            older = [step for step in checkpoints_in(self.path, self.kind) if step <= checkpoint["step"]][:-keep_newest]
             for step in older:
                 if not milestone_every or step % milestone_every:
                     self.checkpoint_at(step).unlink()
