@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import newest_checkpoint
-from utils.cli import ArgumentParser, UserError, add_data_flags, one_of, run
+from utils.cli import ArgumentParser, UserError, add_data_flags, run
 
 
 @dataclass
@@ -78,8 +78,8 @@ FAILURES = {
         [
             (
                 "diffusion_decoder.py",
-                "drop_condition(image_embed, self.null_image_embed, image_share)",
-                "drop_condition(image_embed, 0 * self.null_image_embed, image_share)",
+                "drop_condition(image_embed, self.null_image_embed, image_dropout)",
+                "drop_condition(image_embed, 0 * self.null_image_embed, image_dropout)",
             )
         ],
     ),
@@ -100,21 +100,19 @@ def main() -> None:
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "failures",
-        nargs="*",
-        type=one_of(FAILURES, "failure"),
-        metavar="FAILURE",
-        default=list(FAILURES),
-        help=f"of {', '.join(FAILURES)}",
-    )
+    parser.add_argument("failures", nargs="*", metavar="FAILURE", help=f"of {', '.join(FAILURES)} (default: all)")
     add_data_flags(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.failures = args.failures or list(FAILURES)
+    for name in args.failures:
+        if name not in FAILURES:
+            raise UserError(f"there is no failure {name}, but {', '.join(FAILURES)}.")
+    return args
 
 
 def break_and_run(failure: Failure, root: Path, args) -> Path:
     """Break a copy of the repository in `root`, run the commands there, and return the picture."""
-    for folder in ("lesson_08", "lesson_17", "utils"):
+    for folder in ("lesson_08", "lesson_17", "utils"):  # lesson 17 takes its tokenizer from lesson 8
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
     for kind in ("dvae", "dall_e", "clip", "prior", "decoder"):
         newest = newest_checkpoint(ROOT / "output" / kind, kind)

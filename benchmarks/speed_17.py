@@ -8,85 +8,87 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 
 import torch
-from accelerate import PartialState
+import torch.nn.functional as F
 from clip import CLIP
 from diffusion_decoder import Decoder, decode_image_embed
 from diffusion_prior import DiffusionPrior, draw_image_embed
 from pipeline import sizes_from_clip
 from timing import describe_machine, peak_memory, seconds, step_ms
-from train_mnist import PRESETS, TRAINING
-from utils.cli import ArgumentParser, default_preset, run
-from utils.training import block_matrices
+from torch import Tensor
+from train_mnist import STAGES, make_optimizers
+from utils.cli import ArgumentParser, default_preset, positive_int, run
+from utils.machine import get_device
+from utils.training import build_model
 
-NUM_IMAGES = 64
 GUIDANCE_SCALE = 2.0
-SAMPLING_STEPS = (5, 20, 50)
-IMAGE_SIZES = (28, 56)
 
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--preset", choices=["cpu", "gpu"], default=default_preset(), help="whose sizes are measured")
+    parser.add_argument("--num_images", type=positive_int, default=64, help="drawn at once")
+    parser.add_argument("--sampling_steps", type=positive_int, nargs="+", default=[5, 20, 50], help="of both models")
+    parser.add_argument("--image_sizes", type=positive_int, nargs="+", default=[28, 56], help="multiples of 4")
     args = parser.parse_args()
-    device = PartialState().device
-    print(describe_machine(device))
-    torch.manual_seed(0)
-    configs = {stage: presets[args.preset] for stage, presets in PRESETS.items()}
-    trainings = {stage: presets[args.preset] for stage, presets in TRAINING.items()}
-    c = configs["clip"]
+    device = get_device()
+    configs, trainings = ({stage: pair[i][args.preset] for stage, pair in STAGES.items()} for i in (0, 1))
+    c, training = configs["clip"], trainings["clip"]
+    print(describe_machine(device, training))
 
-    def conditions(batch: int):
-        return torch.randn(batch, c.embed_dim, device=device), torch.randn(batch, c.text_seq_len, c.text_width).to(
-            device
-        )
+    def conditions(batch: int) -> tuple[Tensor, Tensor]:
+        encodings = torch.randn(batch, c.text_seq_len, c.text_width, device=device)
+        return torch.randn(batch, c.embed_dim, device=device), encodings
 
-    batch = trainings["clip"].batch_size
-    clip, images = CLIP(c).to(device), torch.rand(batch, 1, 28, 28, device=device)
-    tokens = torch.zeros(batch, c.text_seq_len, dtype=torch.long, device=device)
-    meanings = torch.arange(batch, device=device)
-    ms = step_ms(clip, trainings["clip"], block_matrices(clip), lambda: clip(images, tokens, meanings)[0], device)
-    print(f"CLIP    {ms:7.1f} ms a step of {batch}")
+    clip = build_model(CLIP, c, training)
+    images = torch.rand(training.batch_size, 1, 28, 28, device=device)
+    tokens = torch.zeros(training.batch_size, c.text_seq_len, dtype=torch.long, device=device)
+    meanings = torch.arange(training.batch_size, device=device)
+    optimizers = make_optimizers(clip, [clip.image_encoder.blocks, clip.text_encoder.blocks], training)
+    ms = step_ms(optimizers, training, lambda: clip(images, tokens, meanings)[0], device)
+    print(f"CLIP    {ms:7.1f} ms a step of {training.batch_size}")
 
-    from_clip = sizes_from_clip(c)
-    batch = trainings["prior"].batch_size
-    prior, (text_embed, encodings) = (
-        DiffusionPrior(replace(configs["prior"], **from_clip)).to(device),
-        conditions(batch),
-    )
+    training = trainings["prior"]
+    prior = build_model(DiffusionPrior, replace(configs["prior"], **sizes_from_clip(c)), training)
+    text_embed, encodings = conditions(training.batch_size)
+    optimizers = make_optimizers(prior, [prior.blocks], training)
     ms = step_ms(
-        prior,
-        trainings["prior"],
-        block_matrices(prior),
-        lambda: prior.diffusion.loss(lambda x_t, t: prior(x_t, t, text_embed, encodings), torch.randn_like(text_embed)),
-        device,
+        optimizers, training, lambda: diffusion_loss(prior, torch.randn_like(text_embed), text_embed, encodings), device
     )
-    print(f"prior   {ms:7.1f} ms a step of {batch}")
+    print(f"prior   {ms:7.1f} ms a step of {training.batch_size}")
 
-    batch = trainings["decoder"].batch_size
-    decoder = Decoder(replace(configs["decoder"], **from_clip)).to(device, memory_format=torch.channels_last)
-    images, (image_embed, encodings) = torch.randn(batch, 1, 28, 28, device=device), conditions(batch)
-    ms = step_ms(
-        decoder,
-        trainings["decoder"],
-        (),
-        lambda: decoder.diffusion.loss(lambda x_t, t: decoder(x_t, t, image_embed, encodings), images),
-        device,
+    training = trainings["decoder"]
+    config = replace(configs["decoder"], **sizes_from_clip(c))
+    decoder = build_model(Decoder, config, training)
+    x_0, (image_embed, encodings) = (
+        torch.randn(training.batch_size, 1, 28, 28, device=device),
+        conditions(training.batch_size),
     )
-    print(f"decoder {ms:7.1f} ms a step of {batch}")
+    optimizers = make_optimizers(decoder, [], training)
+    ms = step_ms(optimizers, training, lambda: diffusion_loss(decoder, x_0, image_embed, encodings), device)
+    print(f"decoder {ms:7.1f} ms a step of {training.batch_size}")
 
     print("\nimage size   sampling steps   images/s, prior and decoder, guided")
-    text_embed, encodings = conditions(NUM_IMAGES)
-    for size in IMAGE_SIZES:
-        decoder = Decoder(replace(decoder.config, image_size=size)).to(device, memory_format=torch.channels_last)
-        x_T = torch.randn(NUM_IMAGES, 1, size, size, device=device)
-        for steps in SAMPLING_STEPS:
+    text_embed, encodings = conditions(args.num_images)
+    prior.eval()
+    for size in args.image_sizes:
+        decoder = build_model(Decoder, replace(config, image_size=size), training).eval()
+        x_T = torch.randn(args.num_images, 1, size, size, device=device)
+        for steps in args.sampling_steps:
 
             def draw(decoder=decoder, x_T=x_T, steps=steps):
-                image_embed = draw_image_embed(prior.eval(), text_embed, encodings, num_steps=steps)
-                decode_image_embed(decoder.eval(), image_embed, encodings, x_T, GUIDANCE_SCALE, steps)
+                image_embed = draw_image_embed(prior, text_embed, encodings, num_steps=steps)
+                decode_image_embed(decoder, image_embed, encodings, x_T, GUIDANCE_SCALE, steps)
 
-            print(f"{size:10}   {steps:14}   {NUM_IMAGES / seconds(draw, device=device):8.1f}")
+            print(f"{size:10}   {steps:14}   {args.num_images / seconds(draw, device=device):8.1f}")
     print(f"\n{peak_memory(device)}")
+
+
+def diffusion_loss(network: DiffusionPrior | Decoder, x_0: Tensor, *conditions: Tensor) -> Tensor:
+    """DDPM, algorithm 1, as in train_mnist.py."""
+    t = torch.randint(1, network.diffusion.num_timesteps + 1, (len(x_0),), device=x_0.device)
+    eps = torch.randn_like(x_0)
+    predicted = network(network.diffusion.q_sample(x_0, t, eps), t, *conditions)
+    return F.mse_loss(predicted.float(), network.diffusion.target(x_0, t, eps))
 
 
 if __name__ == "__main__":

@@ -7,25 +7,24 @@ import sys
 import time
 
 import torch
-from torch import nn
-from utils.cli import TrainingConfig, default_precision
-from utils.training import make_optimizers
+from utils.training import TrainingConfig
 
 NUM_STEPS = 10
 
 
-def describe_machine(device: torch.device) -> str:
+def describe_machine(device: torch.device, training: TrainingConfig) -> str:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} threads, torch {torch.__version__}, {default_precision()} mixed precision"
+    return f"{name}, {threads} threads, torch {torch.__version__}, mixed precision {training.mixed_precision}"
 
 
-def step_ms(model: nn.Module, training: TrainingConfig, matrices, loss_of_batch, device: torch.device) -> float:
-    """Median milliseconds of a training step; loss_of_batch() gives the loss of `model`."""
-    optimizers = make_optimizers(model, training, matrices)
+def step_ms(
+    optimizers: list[torch.optim.Optimizer], training: TrainingConfig, loss_of_batch, device: torch.device
+) -> float:
+    """Median milliseconds of a training step: loss_of_batch() in the precision of the training, its gradient, the update."""
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=default_precision() == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.mixed_precision == "bf16"):
             loss = loss_of_batch()
         loss.backward()
         for optimizer in optimizers:

@@ -19,37 +19,53 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from bpe import PAD_ID
 from einops import rearrange
 from torch import Tensor, nn
-
-PAD_ID = 0  # text id of an empty place
 
 
 @dataclass
 class DallEConfig:
     """Sizes of the transformer; the defaults are the `cpu` preset.
 
-    Raises ValueError if the heads do not divide the width, or the kernel of the last layer is even.
+    Raises ValueError if a number is out of range, the heads do not divide the width, or the kernel of the last layer is
+    even.
     """
 
     text_vocab_size: int = 64  # V, with PAD_ID; 16,384 in the paper
     text_seq_len: int = 6  # T; 256 in the paper
-    image_vocab_size: int = 128  # K, the dVAE's codebook
+    image_vocab_size: int = 256  # K, the dVAE's codebook; 8,192 in the paper
     grid_size: int = 7  # W, the dVAE's grid
     dim: int = 128  # D
     num_layers: int = 4
     num_heads: int = 2
     conv_kernel_size: int = 5  # of the last layer's attention mask; 11 in the paper, for a grid of 32
     dropout: float = 0.0
-    caption_dropout: float = 0.1  # share of captions replaced by the null caption in training
-    token_corruption: float = 0.1  # share of image tokens in the context replaced in training; 0 in the paper
+    caption_dropout: float = 0.1  # fraction of captions replaced by the null caption in training
+    token_corruption: float = 0.1  # fraction of image tokens in the context replaced in training; 0 in the paper
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
-        if self.num_heads < 1 or self.dim % self.num_heads:
+        for name in (
+            "text_vocab_size",
+            "text_seq_len",
+            "image_vocab_size",
+            "grid_size",
+            "dim",
+            "num_layers",
+            "num_heads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
+        for name in ("dropout", "caption_dropout", "token_corruption", "text_loss_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
+        if self.num_layers > 1000:
+            raise ValueError(f"num_layers {self.num_layers} is more than 1,000.")
+        if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
-        if self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd.")
+        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd and positive.")
 
     @property
     def image_seq_len(self) -> int:
@@ -87,7 +103,7 @@ def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dic
 
     Returns {name: (num_text + W^2, num_text + W^2) bool}.
     """
-    position = torch.arange(num_text + grid_size**2)
+    position = torch.arange(num_text + grid_size**2, device="cpu")  # also where the model is built on the meta device
     query, key = position[:, None], position[None, :]
     distance = query - key  # in raster order
     causal = distance >= 0
@@ -162,7 +178,7 @@ class DallE(nn.Module):
         self.config = config
         c = config
         self.num_text_ids = c.text_vocab_size + c.text_seq_len
-        self.start = nn.Parameter(torch.zeros(c.dim))
+        self.start = nn.Parameter(torch.empty(c.dim))
         self.embed_token = nn.Embedding(self.num_text_ids + c.image_vocab_size, c.dim)
         self.embed_text_position = nn.Embedding(c.text_seq_len, c.dim)
         self.embed_row = nn.Embedding(c.grid_size, c.dim)
@@ -176,19 +192,22 @@ class DallE(nn.Module):
         # The start position counts as text. The last image token is predicted, never read, so it has no position.
         for name, mask in attention_masks(1 + c.text_seq_len, c.grid_size, c.conv_kernel_size).items():
             self.register_buffer(f"{name}_mask", mask[:-1, :-1], persistent=False)
-        self.apply(self._init_weights)
+        self.apply(self.init_weights)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def init_weights(self, module: nn.Module) -> None:
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if module is self:
+            nn.init.normal_(self.start, std=0.02)  # not zeros: the gradient of a LayerNorm of zeros is huge
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy, each
         the mean over its own tokens (section 2.2). Returns it and both parts, in nats a token.
 
-        In training mode, a share `caption_dropout` of the captions becomes the null caption, and a share
+        In training mode, a fraction `caption_dropout` of the captions becomes the null caption, and a fraction
         `token_corruption` of the image tokens is read as another image's token of the same place.
         """
         context = image_tokens
@@ -230,8 +249,8 @@ class DallE(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.dropout(x)
         end = first + x.shape[1]
-        for layer, (block, kind) in enumerate(zip(self.blocks, attention_types(len(self.blocks)))):
-            mask = self.get_buffer(f"{kind}_mask")[first:end, :end]
+        for layer, (block, mask_name) in enumerate(zip(self.blocks, attention_types(len(self.blocks)))):
+            mask = self.get_buffer(f"{mask_name}_mask")[first:end, :end]
             x = block(x, mask, None if caches is None else caches[layer])
         return self.norm(x)
 

@@ -24,7 +24,7 @@ MIN_LOG_B = 0.0  # floor of the predicted scale, see logit_laplace_nll
 class DVAEConfig:
     """Sizes of the discrete VAE; the defaults are the `cpu` preset.
 
-    Raises ValueError if the image cannot be halved `num_downsamples` times.
+    Raises ValueError if a number is out of range, or the image cannot be halved `num_downsamples` times.
     """
 
     image_size: int = 28  # H
@@ -37,6 +37,17 @@ class DVAEConfig:
     beta: float = 0.3  # weight of the KL term, equation (1); 6.6 in the paper
 
     def __post_init__(self):
+        for name in ("image_size", "image_channels", "codebook_size", "codebook_dim", "num_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
+        if self.hidden_dim < 4:
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} is less than 4: blocks have a quarter of the channels inside."
+            )
+        if self.num_blocks > 100 or not 0 <= self.num_downsamples <= 10:
+            raise ValueError("num_blocks is at most 100, and num_downsamples 0 to 10.")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta {self.beta} is not a weight.")
         if self.image_size % 2**self.num_downsamples:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}, "
@@ -121,9 +132,10 @@ class DiscreteVAE(nn.Module):
             nn.ReLU(),
             nn.Conv2d(widths[0], 2 * c.image_channels, 1),  # mu and ln b of every pixel value
         )
-        self.apply(self._init_weights)
+        self.apply(self.init_weights)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def init_weights(self, module: nn.Module) -> None:
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
         # Unit gain. PyTorch's own initialisation is smaller, and in short trials the codebook spread more slowly from it.
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
@@ -132,7 +144,7 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor, tau: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, equation (1) with its sign turned, of images (B, C, H, H) in [0, 1]: nats a pixel value.
 
-        tau: temperature of the relaxation. kl_weight: share of `beta` in force, 0 to 1, while it warms up.
+        tau: temperature of the relaxation. kl_weight: the fraction of `beta` in force, 0 to 1, while it warms up.
         Returns the loss and its parts: `nll` nats a pixel value, `kl` nats a token, and of the hard tokens in the
         batch `perplexity` and `codes_used`, both at most K.
         """
@@ -197,12 +209,12 @@ def codebook_use(image_tokens: Tensor, codebook_size: int) -> dict[str, Tensor]:
 
 
 def tau_schedule(progress: float) -> float:
-    """Temperature at a share `progress` of the training: a cosine from 1 to 1/16, then 1/16 (appendix A.2)."""
+    """Temperature at a fraction `progress` of the training: a cosine from 1 to 1/16, then 1/16 (appendix A.2)."""
     return cosine(1.0, 1 / 16, progress / 0.8)
 
 
 def kl_weight_schedule(progress: float) -> float:
-    """Share of beta at a share `progress` of the training: a cosine from 0 to 1 in the first third (appendix A.2)."""
+    """Fraction of beta at a fraction `progress` of the training: a cosine from 0 to 1 in the first third (appendix A.2)."""
     return cosine(0.0, 1.0, progress / 0.33)
 
 

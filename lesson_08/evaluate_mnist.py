@@ -9,21 +9,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import PartialState
+from bpe import CaptionTable
 from dvae import DiscreteVAE, codebook_use
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
-from train_mnist import BPE_DROPOUT
 from utils.cli import ArgumentParser, add_data_flags, run
-from utils.data import Images, load_digits
-from utils.evaluation import Judge, Row, add_evaluation_flags, draw_samples, write_report
-from utils.prompts import PromptSampler
-from utils.scoring import accuracy, in_slices, load_scorer
+from utils.data import Images, load_digits, map_in_parts
+from utils.machine import get_device
+from utils.prompts import PROMPTS, draw_prompt_ids
+from utils.scoring import Judge, Row, accuracy, add_evaluation_flags, draw_samples, load_scorer, write_report
 
 
 def main() -> None:
     args = parse_args()
-    device = PartialState().device
+    device = get_device()
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.dvae.config.image_channels, device)
     scorer = load_scorer(train_set, args.output_dir)
@@ -35,7 +34,7 @@ def main() -> None:
     plain = draw_samples(pipeline.draw, scorer, args.num_samples)
     rows = [
         *dvae_rows(pipeline.dvae, scorer, test_set, image_tokens),
-        ceiling_row(pipeline.dvae, judge, train_set.at_random(len(samples.digits))),
+        best_row(pipeline.dvae, judge, train_set.at_random(len(samples.digits))),
         *transformer_rows(pipeline, test_set.labels, image_tokens),
         *judge.real_rows(len(samples.digits)),
         *judge.sample_rows("samples", samples),
@@ -56,31 +55,35 @@ def parse_args():
 def dvae_rows(dvae: DiscreteVAE, scorer, test_set: Images, image_tokens: Tensor) -> list[Row]:
     """What is lost between an image and its tokens, and how much of the codebook the tokens use."""
     images, labels = test_set[:]
-    reconstructions = in_slices(dvae.decode, image_tokens)
+    reconstructions = map_in_parts(dvae.decode, image_tokens)
     mse = (reconstructions - images).square().mean().item()
     use = {name: value.item() for name, value in codebook_use(image_tokens, dvae.config.codebook_size).items()}
-    share = accuracy(scorer, reconstructions, labels)
+    fraction = accuracy(scorer, reconstructions, labels)
     size = dvae.config.codebook_size
     return [
         Row("dVAE, MSE", mse, f"{mse:.4f}", "of pixels in [0, 1], on the test images"),
         Row("dVAE, PSNR", psnr := -10 * math.log10(mse), f"{psnr:.1f} dB"),
         Row("dVAE, codes used", use["codes_used"], f"{use['codes_used']}", f"of {size}, by the test images"),
         Row("dVAE, perplexity", use["perplexity"], f"{use['perplexity']:.0f}", f"of the codes, at most {size}"),
-        Row("dVAE, scorer's accuracy", share, f"{share:.1%}", "on the reconstructions"),
+        Row("dVAE, scorer's accuracy", fraction, f"{fraction:.1%}", "on the reconstructions"),
     ]
 
 
-def ceiling_row(dvae: DiscreteVAE, judge: Judge, real: Images) -> Row:
+def best_row(dvae: DiscreteVAE, judge: Judge, real: Images) -> Row:
     """What samples would get if the transformer were perfect."""
     distance = judge.frechet_distance(real.map(lambda images: dvae.decode(dvae.encode(images))))
-    return Row("dVAE, Fréchet distance", distance, f"{distance:.1f}", "of reconstructions: the ceiling of the samples")
+    return Row(
+        "dVAE, Fréchet distance", distance, f"{distance:.1f}", "of reconstructions: the best that samples can have"
+    )
 
 
 def transformer_rows(pipeline: Pipeline, labels: Tensor, image_tokens: Tensor) -> list[Row]:
     """How well the transformer predicts the tokens of the test images and their captions."""
     config = pipeline.dall_e.config
     torch.manual_seed(0)
-    captions = PromptSampler(pipeline.tokenizer, config.text_seq_len, BPE_DROPOUT, labels.device)(labels)
+    captions = CaptionTable(pipeline.tokenizer, PROMPTS, config.text_seq_len, labels.device).draw(
+        draw_prompt_ids(labels)
+    )
     losses = [
         {name: loss * len(text) for name, loss in pipeline.dall_e(text, image)[1].items()}
         for text, image in zip(captions.split(500), image_tokens.split(500))

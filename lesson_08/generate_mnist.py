@@ -8,18 +8,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import PartialState
+from bpe import Tokenizer
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, run
-from utils.data import load_digits
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, run
+from utils.data import load_digits, map_in_parts
+from utils.machine import get_device
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
-from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.prompts import DIGIT_OF_PROMPT
+from utils.samples import SeededNoise, add_sample_flags, choose_prompts, write_images
 
-SLICE = 128  # images drawn at once
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
 
 
@@ -27,7 +27,7 @@ DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_sca
 class Pipeline:
     """Prompts to pictures: a tokenizer, a transformer, and the dVAE whose tokens the transformer learned."""
 
-    tokenizer: PromptTokenizer
+    tokenizer: Tokenizer
     dall_e: DallE
     dvae: DiscreteVAE
     files: dict[str, str]  # the checkpoints that it was loaded from
@@ -38,16 +38,17 @@ class Pipeline:
         dvae_file = find_checkpoint(dvae_checkpoint, "dvae")
         dall_e_file = find_checkpoint(dall_e_checkpoint, "dall_e")
         if dvae_file is None or dall_e_file is None:
-            raise UserError("There is no trained model yet; run train_mnist.py first.")
+            raise UserError("There is no trained model yet; run python train_dvae.py, and then python train_mnist.py.")
         checkpoint = load_checkpoint(dall_e_file, "dall_e")
         dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
-        if fingerprint(dvae) != checkpoint["dvae"]["fingerprint"]:
-            trained_on = checkpoint["dvae"]["file"]
+        source = checkpoint["sources"].get("dvae", {})
+        if fingerprint(dvae) != source.get("fingerprint"):
+            trained_on = source.get("file")
             raise UserError(
                 f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}."
             )
         dall_e = load_model(checkpoint, DallE, DallEConfig)
-        tokenizer = PromptTokenizer.from_json(checkpoint["tokenizer"])
+        tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
         return cls(tokenizer, dall_e.to(device), dvae.to(device), {"dvae": str(dvae_file), "dall_e": str(dall_e_file)})
 
     def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
@@ -55,24 +56,19 @@ class Pipeline:
         arguments of DallE.generate; `prefix` (B, n) are image tokens to go on from."""
         device = self.dall_e.start.device
         text_tokens = self.tokenizer.encode(prompts, self.dall_e.config.text_seq_len).to(device)
-        num_tokens = self.dall_e.config.image_seq_len
-        u = torch.stack([torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(
-            device
-        )
-        images = []
-        for i in range(0, len(prompts), SLICE):
-            part = slice(i, i + SLICE)
-            tokens = self.dall_e.generate(
-                text_tokens[part], u=u[part], prefix=None if prefix is None else prefix[part], **sampling
-            )
-            images.append(self.dvae.decode(tokens))
-        return torch.cat(images)
+        u = SeededNoise(seeds).rand((len(seeds), self.dall_e.config.image_seq_len)).to(device)
+        prefix = text_tokens[:, :0] if prefix is None else prefix
+
+        def draw_part(text_tokens: Tensor, u: Tensor, prefix: Tensor) -> Tensor:
+            return self.dvae.decode(self.dall_e.generate(text_tokens, u=u, prefix=prefix, **sampling))
+
+        return map_in_parts(draw_part, text_tokens, u, prefix, batch_size=128)
 
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, PartialState().device)
     prompts, columns = choose_prompts(args)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, get_device())
     seeds = [args.seed + i for i in range(len(prompts))]
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
     if args.complete_rows:
@@ -84,7 +80,8 @@ def main() -> None:
     write_images(images, prompts, seeds, args.output_dir)
     if args.complete_rows:
         images = torch.cat([torch.cat(parts) for parts in zip(*(x.split(columns) for x in (originals, kept, images)))])
-        captions = [c for row in range(0, len(prompts), columns) for c in row_captions(prompts[row : row + columns])]
+        rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
+        captions = [c for row in rows for c in ["original"] * len(row) + ["kept"] * len(row) + row]
         save_grid(images, args.output_dir / "grid.png", columns, captions)
     else:
         save_grid(images, args.output_dir / "grid.png", columns, prompts)
@@ -97,7 +94,7 @@ def parse_args():
     add_sampling_flags(parser)
     parser.add_argument(
         "--complete_rows",
-        type=number(int, 0),
+        type=bounded(int, 0),
         default=0,
         help="keep so many rows of tokens of test images, and draw the rest",
     )
@@ -113,17 +110,17 @@ def add_model_flags(parser: ArgumentParser) -> None:
 
 def add_sampling_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--temperature", type=number(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
+        "--temperature", type=bounded(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
     )
-    parser.add_argument("--top_k", type=number(int, 0), help="draw among the k likeliest tokens; 0: among all")
+    parser.add_argument("--top_k", type=bounded(int, 0), help="draw among the k likeliest tokens; 0: among all")
     parser.add_argument(
         "--top_p",
-        type=number(float, 1e-6, 1),
+        type=bounded(float, 1e-6, 1),
         help="draw among the likeliest tokens of this total probability",
     )
     parser.add_argument(
         "--guidance_scale",
-        type=number(float, 0, 100),
+        type=bounded(float, 0, 100),
         help="how much the caption is exaggerated; 1: not at all",
     )
     parser.set_defaults(**DEFAULT_SAMPLING)
@@ -148,10 +145,6 @@ def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Te
     kept = images.clone()
     kept[:, :, pixel_rows:] = 0.5
     return images, kept, pipeline.dvae.encode(images[:, :, :pixel_rows])
-
-
-def row_captions(prompts: list[str]) -> list[str]:
-    return ["original"] * len(prompts) + ["kept"] * len(prompts) + prompts
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import PartialState
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run, with_sizes
+from torch import Tensor
+from utils.cli import ROOT, TrainingParser, run
 from utils.data import load_digits
+from utils.machine import get_device
 from utils.plots import save_grid
-from utils.training import build_model, train
+from utils.run import Run
+from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
     "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=550, sample_every=550),
@@ -38,39 +40,51 @@ NUM_SHOWN = 16  # and shows
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__)
-    args, stages = parse_training_flags(parser, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output" / "dvae")
-    config, training = stages["dvae"]
-    train_dvae(args, config, training)
+    parser = TrainingParser(__doc__, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output/dvae", from_data={"image_size"})
+    args = parser.parse_args()
+    config, training = parser.configs(args, "dvae")
+    train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, get_device())
+    held_out, _ = test_set[:NUM_HELD_OUT]
+
+    dvae = build_model(DiscreteVAE, with_sizes(config, image_size=train_set.image_size), training)
+    matrices = [p for p in dvae.parameters() if p.ndim > 1]
+    biases = [p for p in dvae.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96))
+
+    with Run("dvae", dvae, [optimizer], training, args.output_dir, args.resume) as run:
+        for step, index in run.steps(len(train_set)):
+            images, _ = train_set[index]  # (B, C, H, H) in [0, 1]
+            progress = step / training.num_training_steps
+            tau = tau_schedule(progress)
+            loss, metrics = run.model(images, tau, kl_weight_schedule(progress))
+            run.update(loss, **metrics, tau=tau)
+
+            if run.is_due(training.sample_every):
+                with run.evaluation() as averaged:
+                    reconstructions, measured = evaluate(averaged, held_out)
+                run.log_held_out(measured)
+                if run.is_main:
+                    draw(held_out, reconstructions, measured, run.step, args.output_dir / f"sample-{run.step}.png")
+            if run.is_due(training.save_every):
+                run.save()
 
 
-def train_dvae(args, config, training: TrainingConfig) -> Path:
-    """Train a discrete VAE and return its last checkpoint."""
-    train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, PartialState().device)
-    config = with_sizes(config, image_size=train_set.pixels.shape[-1])
-    model = build_model(DiscreteVAE, config, args.seed)
-    model = model.to(memory_format=torch.channels_last)  # twice as fast as channels first, on a CPU
+def evaluate(dvae: DiscreteVAE, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """What images (B, C, H, H) in [0, 1] are decoded to from their hard tokens; the mean squared error of the pixels, and
+    how much of the codebook the tokens use."""
+    image_tokens = dvae.encode(images)
+    reconstructions = dvae.decode(image_tokens)
+    mse = (reconstructions - images).square().mean()
+    measured = {"mse": mse, **codebook_use(image_tokens, dvae.config.codebook_size)}
+    return reconstructions, {name: value.item() for name, value in measured.items()}
 
-    def loss_of_batch(model, index, step):
-        images, _ = train_set[index]
-        progress = step / training.num_training_steps
-        tau = tau_schedule(progress)
-        loss, metrics = model(images, tau, kl_weight_schedule(progress))
-        return loss, {**metrics, "tau": torch.tensor(tau, device=images.device)}
 
-    def sample(model, step):
-        images, _ = test_set[:NUM_HELD_OUT]
-        image_tokens = model.encode(images)
-        reconstructions = model.decode(image_tokens)
-        use = {name: value.item() for name, value in codebook_use(image_tokens, config.codebook_size).items()}
-        mse = (reconstructions - images).square().mean().item()
-        title = f"step {step}: originals above reconstructions, MSE {mse:.4f}, "
-        title += f"{use['codes_used']} of {config.codebook_size} codes used, perplexity {use['perplexity']:.0f}"
-        pairs = torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]])
-        save_grid(pairs, args.output_dir / f"sample-{step}.png", columns=NUM_SHOWN, title=title)
-        return {"mse": mse, **use}
-
-    return train("dvae", model, training, args, len(train_set), loss_of_batch, sample)
+def draw(images: Tensor, reconstructions: Tensor, measured: dict[str, float], step: int, path: Path) -> None:
+    """Some images above their reconstructions."""
+    title = f"step {step}: originals above reconstructions, MSE {measured['mse']:.4f}, "
+    title += f"{measured['codes_used']} codes used, perplexity {measured['perplexity']:.0f}"
+    save_grid(torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]]), path, columns=NUM_SHOWN, title=title)
 
 
 if __name__ == "__main__":

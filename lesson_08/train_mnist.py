@@ -1,27 +1,24 @@
-"""Train DALL·E's transformer, stage 2, on the image tokens of a trained dVAE. Writes to output/dall_e.
+"""Train DALL·E's transformer, stage 2, on the image tokens of a trained dVAE. Writes to output/dall_e."""
 
-Without --dvae_checkpoint the newest dVAE is taken, and one is trained first where there is none.
-"""
-
-import copy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import PartialState
+from bpe import CaptionTable, Tokenizer
 from dall_e import DALL_E_PRESETS, DallE
-from dvae import DVAE_PRESETS, DiscreteVAE, DVAEConfig
-from train_dvae import TRAINING as DVAE_TRAINING
-from train_dvae import train_dvae
+from dvae import DiscreteVAE, DVAEConfig
+from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, TrainingConfig, parse_training_flags, run
+from utils.cli import ROOT, TrainingParser, UserError, run
 from utils.data import load_digits
+from utils.machine import get_device, say
+from utils.muon import Muon
 from utils.plots import save_grid
-from utils.prompts import PROMPTS, PromptSampler, PromptTokenizer
-from utils.training import block_matrices, build_model, train
+from utils.prompts import PROMPTS, draw_prompt_ids
+from utils.run import Run
+from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
     "cpu": TrainingConfig(
@@ -49,73 +46,85 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
-BPE_DROPOUT = 0.1  # section 2.2
+FROM_DATA = {"text_vocab_size", "image_vocab_size", "grid_size"}
 NUM_HELD_OUT = 1000  # test images that each sample step measures
-SAMPLE_PROMPTS = [PROMPTS[2 * digit + spelling] for spelling in (0, 1, 0, 1) for digit in range(10)]
+SAMPLE_PROMPTS = 2 * (PROMPTS[0::2] + PROMPTS[1::2])  # the words, then the numerals, and both again
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--dvae_checkpoint", help="the dVAE whose tokens are learned (default: the newest in output/dvae)"
-    )
-    args, stages = parse_training_flags(parser, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output" / "dall_e")
-    config, training = stages["dall_e"]
-    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae") or train_missing_dvae(args)
-    dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(PartialState().device)
+    parser = TrainingParser(__doc__, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output/dall_e", FROM_DATA)
+    parser.add_argument("--dvae_checkpoint", help="the dVAE whose tokens are learned (default: newest in output/dvae)")
+    args = parser.parse_args()
+    config, training = parser.configs(args, "dall_e")
+    device = get_device()
 
-    train_set, test_set = load_digits(args.dataset, args.data_dir, dvae.config.image_channels, PartialState().device)
-    PartialState().print("Turning the images into image tokens ...", flush=True)
-    dvae = dvae.to(memory_format=torch.channels_last)
+    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae")
+    if dvae_file is None:
+        raise UserError("There is no dVAE yet; train one with python train_dvae.py.")
+    dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(device)
+    train_set, test_set = load_digits(args.dataset, args.data_dir, dvae.config.image_channels, device)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
-    train_tokens, test_tokens = (images.map_once(dvae.encode, batch_size=64) for images in (train_set, held_out))
+    say("Turning the images into image tokens ...")
+    train_tokens, test_tokens = (images.map(dvae.encode, batch_size=64) for images in (train_set, held_out))
 
-    tokenizer = PromptTokenizer.train()
-    prompts_of = PromptSampler(tokenizer, config.text_seq_len, BPE_DROPOUT, PartialState().device)
-    sample_text = tokenizer.encode(SAMPLE_PROMPTS, config.text_seq_len).to(PartialState().device)
-
-    config = replace(
+    tokenizer = Tokenizer.train(PROMPTS)
+    config = with_sizes(
         config,
         text_vocab_size=tokenizer.vocab_size,
         image_vocab_size=dvae.config.codebook_size,
         grid_size=dvae.config.grid_size,
     )
-    model = build_model(DallE, config, args.seed)
+    try:
+        captions = CaptionTable(tokenizer, PROMPTS, config.text_seq_len, device)
+        sample_text = tokenizer.encode(SAMPLE_PROMPTS, config.text_seq_len).to(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
-    def loss_of_batch(model, index, step):
-        return model(prompts_of(train_set.labels[index]), train_tokens[index])
-
-    def sample(model, step):
-        torch.manual_seed(args.seed)  # the same prompts and the same luck at each step, so that grids compare
-        images = dvae.decode(model.generate(sample_text))
-        save_grid(
-            images, args.output_dir / f"sample-{step}.png", columns=10, captions=SAMPLE_PROMPTS, title=f"step {step}"
-        )
-        rows = [" ".join(SAMPLE_PROMPTS[i : i + 10]) for i in range(0, len(SAMPLE_PROMPTS), 10)]
-        (args.output_dir / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n")
-        _, losses = model(prompts_of(held_out.labels), test_tokens)
-        return {name: value.item() for name, value in losses.items()}
-
-    train(
-        "dall_e",
-        model,
-        training,
-        args,
-        len(train_set),
-        loss_of_batch,
-        sample,
-        block_matrices(model),
+    dall_e = build_model(DallE, config, training)
+    run = Run(
+        *("dall_e", dall_e, make_optimizers(dall_e, training), training, args.output_dir, args.resume),
         tokenizer=tokenizer.to_json(),
-        dvae={"file": str(dvae_file), "fingerprint": fingerprint(dvae)},
+        sources={"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}},
     )
+    with run:
+        for _, index in run.steps(len(train_set)):
+            text_tokens = captions.draw(draw_prompt_ids(train_set.labels[index]))  # (B, T), word or numeral
+            image_tokens = train_tokens[index]  # (B, N)
+            loss, metrics = run.model(text_tokens, image_tokens)
+            run.update(loss, **metrics)
+
+            if run.is_due(training.sample_every):
+                with run.evaluation() as averaged:
+                    images = dvae.decode(averaged.generate(sample_text))
+                    _, losses = averaged(captions.draw(draw_prompt_ids(held_out.labels)), test_tokens)
+                run.log_held_out({name: value.item() for name, value in losses.items()})
+                if run.is_main:
+                    write_samples(images, run.step, args.output_dir)
+            if run.is_due(training.save_every):
+                run.save()
 
 
-def train_missing_dvae(args) -> Path:
-    print("There is no dVAE yet, so one is trained first.", flush=True)
-    dvae_args = copy.copy(args)
-    dvae_args.output_dir = ROOT / "output" / "dvae"
-    dvae_args.resume = False
-    return train_dvae(dvae_args, DVAE_PRESETS[args.preset], DVAE_TRAINING[args.preset])
+def make_optimizers(dall_e: DallE, training: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, which needs fewer steps (utils/muon.py), and AdamW, the paper's, for all else:
+    embeddings, heads, gains and biases."""
+    blocks = [p for p in dall_e.blocks.parameters() if p.ndim == 2]
+    by_muon = {id(p) for p in blocks}
+    others = [p for p in dall_e.parameters() if id(p) not in by_muon]
+    groups = [
+        {"params": [p for p in others if p.ndim == 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return [
+        Muon(blocks, training.learning_rate, training.weight_decay),
+        torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96)),
+    ]
+
+
+def write_samples(images: Tensor, step: int, folder: Path) -> None:
+    """The images (B, C, H, H) drawn for SAMPLE_PROMPTS as a grid, and their prompts as a text."""
+    save_grid(images, folder / f"sample-{step}.png", columns=10, captions=SAMPLE_PROMPTS, title=f"step {step}")
+    rows = [" ".join(SAMPLE_PROMPTS[i : i + 10]) for i in range(0, len(SAMPLE_PROMPTS), 10)]
+    (folder / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-END_ID = 0  # end of text: what pads a caption, so its first place after the caption is the caption's end
 MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
 
 
@@ -26,7 +24,7 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
 class CLIPConfig:
     """Sizes of both encoders; the defaults are the `cpu` preset.
 
-    Raises ValueError if the patches do not divide the image, or the heads do not divide a width.
+    Raises ValueError if a number is out of range, the patches do not divide the image, or the heads a width.
     """
 
     image_size: int = 28  # H
@@ -36,6 +34,7 @@ class CLIPConfig:
     image_layers: int = 3
     image_heads: int = 2
     text_vocab_size: int = 64
+    pad_id: int = 0  # the tokenizer's; the first one behind a caption is the end of the text
     text_seq_len: int = 7  # T, with the end of text; 77 in OpenAI's CLIP
     text_width: int = 64
     text_layers: int = 2
@@ -43,6 +42,14 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
+        for name in ("image_size", "image_channels", "patch_size", "text_vocab_size", "text_seq_len", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
+        for name in ("image_layers", "text_layers", "image_heads", "text_heads", "image_width", "text_width"):
+            if not 1 <= getattr(self, name) <= 100_000 or "layers" in name and getattr(self, name) > 1000:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1, or too large.")
+        if not 0 <= self.pad_id < self.text_vocab_size:
+            raise ValueError(f"pad_id {self.pad_id} is not one of {self.text_vocab_size} text ids.")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size}.")
         if self.image_width % self.image_heads or self.text_width % self.text_heads:
@@ -119,8 +126,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         width, num_patches = c.image_width, (c.image_size // c.patch_size) ** 2
         self.embed_patches = nn.Conv2d(c.image_channels, width, c.patch_size, stride=c.patch_size, bias=False)
-        self.class_token = nn.Parameter(0.02 * torch.randn(width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1 + num_patches, width))
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(1 + num_patches, width))
         self.norm_before = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, c.image_heads) for _ in range(c.image_layers))
         self.norm_after = nn.LayerNorm(width)
@@ -140,12 +147,13 @@ class TextEncoder(nn.Module):
 
     def __init__(self, c: CLIPConfig):
         super().__init__()
+        self.pad_id = c.pad_id
         self.embed_token = nn.Embedding(c.text_vocab_size, c.text_width)
-        self.positions = nn.Parameter(0.01 * torch.randn(c.text_seq_len, c.text_width))
+        self.positions = nn.Parameter(torch.empty(c.text_seq_len, c.text_width))
         self.blocks = nn.ModuleList(Block(c.text_width, c.text_heads) for _ in range(c.text_layers))
         self.norm = nn.LayerNorm(c.text_width)
         self.projection = nn.Linear(c.text_width, c.embed_dim, bias=False)
-        causal = torch.ones(c.text_seq_len, c.text_seq_len, dtype=torch.bool).tril()
+        causal = torch.ones(c.text_seq_len, c.text_seq_len, dtype=torch.bool, device="cpu").tril()
         self.register_buffer("mask", causal, persistent=False)
 
     def forward(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +161,7 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, self.mask)
         encodings = self.norm(x)  # (B, T, D)
-        end = (text_tokens == END_ID).int().argmax(dim=1)  # the first one
+        end = (text_tokens == self.pad_id).int().argmax(dim=1)  # the first one
         return self.projection(encodings[torch.arange(len(x), device=x.device), end]), encodings
 
 
@@ -165,21 +173,29 @@ class CLIP(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the logarithm of 1 / temperature
-        self.apply(self._init_weights)
+        self.logit_scale = nn.Parameter(torch.empty(1))  # the logarithm of 1 / temperature
+        self.apply(self.init_weights)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def init_weights(self, module: nn.Module) -> None:
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.in_features**-0.5)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, ImageEncoder):
+            nn.init.normal_(module.class_token, std=0.02)
+            nn.init.normal_(module.positions, std=0.02)
+        if isinstance(module, TextEncoder):
+            nn.init.normal_(module.positions, std=0.01)
+        if module is self:
+            nn.init.constant_(self.logit_scale, math.log(1 / 0.07))  # section 2.5 of the CLIP paper
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
         return F.normalize(self.image_encoder(2 * images - 1).float(), dim=-1)
 
     def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions (B, T), each with at least one END_ID, to embeddings of length 1, (B, E), and the encodings of
+        """Captions (B, T), each with at least one pad behind it, to embeddings of length 1, (B, E), and the encodings of
         their tokens, (B, T, D), which the prior and the decoder read too."""
         features, encodings = self.text_encoder(text_tokens)
         return F.normalize(features.float(), dim=-1), encodings.float()
@@ -195,15 +211,19 @@ class CLIP(nn.Module):
         meanings (B,): captions of the same number mean the same, and share the probability of being right equally.
         Returns the loss, its attainable `floor`, both in nats, and the `logit_scale`.
         """
-        with torch.no_grad():  # the parameter itself, so that it still has a gradient at its limit
-            self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         text_embed, _ = self.encode_text(text_tokens)
         image_embed = self.encode_image(images)
         if torch.distributed.is_initialized():  # several processes compare all of their images and captions
             image_embed, text_embed, meanings = map(gather, (image_embed, text_embed, meanings))
         logits = self.logits_per_image(image_embed, text_embed)  # (B, B)
         loss, floor = contrastive_loss(logits, meanings)
-        return loss, {"floor": floor, "logit_scale": self.logit_scale.exp()}
+        return loss, {"floor": floor, "logit_scale": self.logit_scale.exp().squeeze()}
+
+    @torch.no_grad()
+    def clip_logit_scale(self) -> None:
+        """Keep the scale of the logits at MAX_LOGIT_SCALE or less, after each update. It is the parameter that is cut off,
+        so that it still has a gradient at its limit."""
+        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def gather(x: Tensor) -> Tensor:
@@ -230,6 +250,8 @@ class PretrainedCLIP(nn.Module):
     def __init__(self, name: str, text_seq_len: int = 16):
         """name: of a model on the hub, or a local folder. Raises OSError or ValueError where there is none."""
         super().__init__()
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel  # here, as it takes seconds
+
         self.model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         processor = CLIPImageProcessor.from_pretrained(name)

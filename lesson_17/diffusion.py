@@ -1,10 +1,11 @@
 """The noise process that the prior and the decoder share: DDPM (arXiv 2006.11239) and DDIM (arXiv 2010.02502).
 
-A clean x_0 is drowned in Gaussian noise step by step, t = 1 ... T. A network that looks at x_t and t learns what was
-clean, x_0, or what was noise, eps, or a mixture of both, v; whichever it predicts, the others follow from x_t. To
+Gaussian noise is added to a clean x_0 step by step, t = 1 ... T. A network that is given x_t and t learns to predict what
+was clean, x_0, or what was noise, eps, or a mixture of both, v; whichever it predicts, the others follow from x_t. To
 sample, start from noise, x_T, and go back to t = 0. Nothing here knows what x is or what the network is told besides.
 
-The noise process is written with alphas_cumprod, the share of x_0's variance that is left at t; 1 at t = 0.
+The noise process is written with alphas_cumprod, the fraction of x_0's variance that is left at t (the bar over alpha in
+the papers); it is 1 at t = 0.
 """
 
 import math
@@ -14,21 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAX_BETA = 0.999  # something of x_0 is left at every t
+
 
 def linear_betas(num_timesteps: int) -> Tensor:
     """Variance that each step adds, t = 1 ... T: DDPM, section 4, stretched to other T. (T,) float64."""
     scale = 1000 / num_timesteps
-    return torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64, device="cpu")
+    return betas.clamp(max=MAX_BETA)
 
 
-def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+def cosine_betas(num_timesteps: int, offset: float = 0.008) -> Tensor:
     """The same for the cosine schedule: Improved DDPM (arXiv 2102.09672), equation (17)."""
-    t = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    t = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     alphas_cumprod = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
-    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=MAX_BETA)
 
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+PREDICTIONS = ("x_0", "eps", "v")
+
+
+def check_diffusion(num_timesteps: int, schedule: str, prediction: str) -> None:
+    """Raises ValueError if Diffusion cannot be made of these."""
+    if not 1 <= num_timesteps <= 100_000:
+        raise ValueError(f"num_timesteps {num_timesteps} is not in 1 .. 100,000.")
+    if schedule not in BETAS or prediction not in PREDICTIONS:
+        raise ValueError(f"schedule is one of {', '.join(BETAS)}, and prediction one of {', '.join(PREDICTIONS)}.")
 
 
 class Diffusion(nn.Module):
@@ -42,55 +55,50 @@ class Diffusion(nn.Module):
         self.num_timesteps = num_timesteps
         self.prediction = prediction
         alphas_cumprod = (1 - BETAS[schedule](num_timesteps)).cumprod(dim=0)
-        alphas_cumprod = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod])  # at t = 0 ... T
+        alphas_cumprod = F.pad(alphas_cumprod, (1, 0), value=1.0)  # at t = 0 ... T
         # Both roots are taken in float64: near t = 0, float32 would keep few digits of 1 - alphas_cumprod.
         dtype = torch.get_default_dtype()
-        self.register_buffer("signal", alphas_cumprod.sqrt().to(dtype), persistent=False)
-        self.register_buffer("noise", (1 - alphas_cumprod).sqrt().to(dtype), persistent=False)
+        self.register_buffer("sqrt_alphas_cumprod", alphas_cumprod.sqrt().to(dtype), persistent=False)
+        self.register_buffer("sqrt_one_minus_alphas_cumprod", (1 - alphas_cumprod).sqrt().to(dtype), persistent=False)
 
     def at(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod) at t, () or (B,), shaped to multiply x (B, ...)."""
+        """a_t = sqrt(alphas_cumprod) and b_t = sqrt(1 - alphas_cumprod) at t, () or (B,), shaped to multiply x (B, ...):
+        x_t = a_t x_0 + b_t eps."""
         shape = (-1,) + (1,) * (x.ndim - 1)
-        return self.signal[t].view(shape), self.noise[t].view(shape)
+        return self.sqrt_alphas_cumprod[t].view(shape), self.sqrt_one_minus_alphas_cumprod[t].view(shape)
 
     def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t of a clean x_0 (B, ...) and noise eps (B, ...): DDPM, equation (4)."""
-        signal, noise = self.at(t, x_0)
-        return signal * x_0 + noise * eps
+        a_t, b_t = self.at(t, x_0)
+        return a_t * x_0 + b_t * eps
 
     def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What the network should predict."""
-        signal, noise = self.at(t, x_0)
-        return {"x_0": x_0, "eps": eps, "v": signal * eps - noise * x_0}[self.prediction]
+        a_t, b_t = self.at(t, x_0)
+        return {"x_0": x_0, "eps": eps, "v": a_t * eps - b_t * x_0}[self.prediction]
 
     def x_0_and_eps(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What a prediction says that x_t (B, ...) is made of."""
-        signal, noise = self.at(t, x_t)
+        a_t, b_t = self.at(t, x_t)
         if self.prediction == "v":
-            return signal * x_t - noise * predicted, noise * x_t + signal * predicted
+            return a_t * x_t - b_t * predicted, b_t * x_t + a_t * predicted
         if self.prediction == "x_0":
-            return predicted, (x_t - signal * predicted) / noise
-        return (x_t - noise * predicted) / signal, predicted
-
-    def loss(self, network: Callable, x_0: Tensor, t: Tensor | None = None) -> Tensor:
-        """Mean squared error of network(x_t, t) at t (B,), or a random t for each x_0 (B, ...): DDPM, algorithm 1."""
-        t = torch.randint(1, self.num_timesteps + 1, (len(x_0),), device=x_0.device) if t is None else t
-        eps = torch.randn_like(x_0)
-        predicted = network(self.q_sample(x_0, t, eps), t)
-        return F.mse_loss(predicted.float(), self.target(x_0, t, eps))
+            return predicted, (x_t - a_t * predicted) / b_t
+        return (x_t - b_t * predicted) / a_t, predicted
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of x_s for an s < t, given x_0 and x_t: DDPM, equations (6) and (7), for any step back."""
-        signal_t, noise_t = self.at(t, x_t)
-        signal_s, noise_s = self.at(s, x_t)
-        alpha = (signal_t / signal_s) ** 2  # of the steps from s to t together
-        mean = (signal_s * (1 - alpha) * x_0 + alpha.sqrt() * noise_s**2 * x_t) / noise_t**2
-        return mean, (1 - alpha) * noise_s**2 / noise_t**2
+        a_t, b_t = self.at(t, x_t)
+        a_s, b_s = self.at(s, x_t)
+        alpha = (a_t / a_s) ** 2  # of the steps from s to t together
+        mean = (a_s * (1 - alpha) * x_0 + alpha.sqrt() * b_s**2 * x_t) / b_t**2
+        return mean, (1 - alpha) * b_s**2 / b_t**2
 
     def timesteps(self, num_steps: int) -> list[Tensor]:
         """num_steps + 1 of them, or T + 1 if that is less, from T to 0, evenly spaced."""
         num_steps = min(num_steps, self.num_timesteps)
-        return list(torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.signal.device).round().long())
+        t = torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.sqrt_alphas_cumprod.device)
+        return list(t.round().long())
 
     @torch.no_grad()
     def sample(
@@ -115,8 +123,8 @@ class Diffusion(nn.Module):
             x_0, eps = self.x_0_and_eps(network(x, t.expand(len(x))), x, t)
             if x_0_range < math.inf:
                 x_0 = x_0.clamp(-x_0_range, x_0_range)
-                signal, noise = self.at(t, x)
-                eps = (x - signal * x_0) / noise
+                a_t, b_t = self.at(t, x)
+                eps = (x - a_t * x_0) / b_t
             if sampler == "ddpm":
                 x, variance = self.q_posterior(x_0, x, t, s)
             else:
@@ -127,10 +135,10 @@ class Diffusion(nn.Module):
 
     def ddim_step(self, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of x_s for an s < t: DDIM, equation (12), with sigma of equation (16)."""
-        signal_t, noise_t = self.at(t, x_0)
-        signal_s, noise_s = self.at(s, x_0)
-        sigma = eta * noise_s / noise_t * (1 - (signal_t / signal_s) ** 2).sqrt()
-        return signal_s * x_0 + (noise_s**2 - sigma**2).sqrt() * eps, sigma**2
+        a_t, b_t = self.at(t, x_0)
+        a_s, b_s = self.at(s, x_0)
+        sigma = eta * b_s / b_t * (1 - (a_t / a_s) ** 2).sqrt()
+        return a_s * x_0 + (b_s**2 - sigma**2).sqrt() * eps, sigma**2
 
     @torch.no_grad()
     def invert(self, network: Callable, x_0: Tensor, num_steps: int, num_iterations: int = 3) -> Tensor:
@@ -143,12 +151,12 @@ class Diffusion(nn.Module):
         x_s = x_0
         steps = self.timesteps(num_steps)[::-1]
         for s, t in zip(steps, steps[1:]):
-            (signal_s, noise_s), (signal_t, noise_t) = self.at(s, x_s), self.at(t, x_s)
-            cos, sin = signal_s * signal_t + noise_s * noise_t, noise_t * signal_s - signal_t * noise_s
+            (a_s, b_s), (a_t, b_t) = self.at(s, x_s), self.at(t, x_s)
+            cos, sin = a_s * a_t + b_s * b_t, b_t * a_s - a_t * b_s
             x_t = x_s
             for _ in range(num_iterations):
                 predicted_x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
-                x_t = (x_s + sin * (signal_t * eps - noise_t * predicted_x_0)) / cos
+                x_t = (x_s + sin * (a_t * eps - b_t * predicted_x_0)) / cos
             x_s = x_t
         return x_s
 
@@ -171,10 +179,10 @@ def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
     return network
 
 
-def drop_condition(condition: Tensor, null: Tensor, share: float) -> Tensor:
-    """A random share of the conditions (B, ...) replaced by the learned null (...); with share 1 all of them, which
-    makes the network the unconditional one."""
-    dropped = torch.rand(len(condition), device=condition.device) < share
+def drop_condition(condition: Tensor, null: Tensor, probability: float) -> Tensor:
+    """Each of the conditions (B, ...) replaced by the learned null (...) with some probability; with probability 1 all of
+    them, which makes the network the unconditional one."""
+    dropped = torch.rand(len(condition), device=condition.device) < probability
     return torch.where(dropped.view(-1, *[1] * null.ndim), null, condition)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusion import Diffusion, drop_condition, guided, timestep_encoding
+from diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -25,8 +25,8 @@ NUM_IMAGE_TOKENS = 4  # section 2.1
 class DecoderConfig:
     """Sizes of the U-Net; the defaults are the `cpu` preset.
 
-    Raises ValueError if the image cannot be halved once for each level but the first, or the heads do not divide the
-    width of a level with attention.
+    Raises ValueError if a number is out of range, the image cannot be halved once for each level but the first, or the
+    heads do not divide the width of a level with attention.
     """
 
     image_size: int = 28  # H
@@ -40,13 +40,31 @@ class DecoderConfig:
     num_blocks: int = 1  # residual blocks a level; 3 in the paper
     num_attention_levels: int = 1  # how many of the lowest levels have attention; 3 in the paper
     head_dim: int = 32  # 64 in the paper
-    image_dropout: float = 0.1  # share of image embeddings dropped in training, for guidance
-    caption_dropout: float = 0.5  # share of captions dropped
+    image_dropout: float = 0.1  # fraction of image embeddings dropped in training, for guidance
+    caption_dropout: float = 0.5  # fraction of captions dropped
     num_timesteps: int = 1000
     schedule: str = "cosine"
     prediction: str = "v"  # eps in the paper; v learns faster, and its x_0 does not blow up where t is large
 
     def __post_init__(self):
+        for name in (
+            "image_size",
+            "image_channels",
+            "clip_embed_dim",
+            "clip_text_width",
+            "clip_text_seq_len",
+            "head_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
+        for name in ("image_dropout", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
+        if min(self.width, *self.width_multipliers) < 1 or not 1 <= self.num_blocks <= 100 or self.extra_channels < 0:
+            raise ValueError("width and its multipliers are at least 1, num_blocks 1 to 100, and extra_channels at least 0.")
+        if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
+            raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
+        check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         halvings = len(self.width_multipliers) - 1
         if self.image_size % 2**halvings:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {2**halvings}.")
@@ -78,13 +96,6 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)  # 32 groups in ADM; one is ten times as fast on a CPU
 
 
-def zero(module: nn.Module) -> nn.Module:
-    """The module with zero weights: what it adds is nothing when training starts."""
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
-    return module
-
-
 class ResBlock(nn.Module):
     """Two convolutions; the time embedding scales and shifts what goes into the second."""
 
@@ -94,7 +105,7 @@ class ResBlock(nn.Module):
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.to_scale_and_shift = nn.Linear(time_dim, 2 * out_channels)
         self.norm_2 = norm(out_channels)
-        self.conv_2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -105,7 +116,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place attends to all places and to the context (GLIDE, section 3.1: both in one softmax)."""
+    """Every position attends to all positions and to the context (GLIDE, section 4.1: both in one softmax)."""
 
     def __init__(self, channels: int, context_dim: int, head_dim: int):
         super().__init__()
@@ -113,12 +124,12 @@ class Attention(nn.Module):
         self.norm = norm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.context_to_kv = nn.Linear(context_dim, 2 * channels)
-        self.to_out = zero(nn.Linear(channels, channels))
+        self.to_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height = x.shape[2]
-        places = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = self.to_qkv(places).chunk(3, dim=-1)
+        positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = self.to_qkv(positions).chunk(3, dim=-1)
         context_k, context_v = self.context_to_kv(context).chunk(2, dim=-1)
         k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
         q, k, v = (rearrange(y, "b s (n d) -> b n s d", d=self.head_dim) for y in (q, k, v))
@@ -155,8 +166,8 @@ class Decoder(nn.Module):
         self.image_to_tokens = nn.Linear(c.clip_embed_dim, NUM_IMAGE_TOKENS * dim)
         self.encodings_to_tokens = nn.Linear(c.clip_text_width, dim)
         # What stands in for a dropped image embedding and a dropped caption.
-        self.null_image_embed = nn.Parameter(F.normalize(torch.randn(c.clip_embed_dim), dim=0))
-        self.null_caption = nn.Parameter(torch.randn(c.clip_text_seq_len, c.clip_text_width))
+        self.null_image_embed = nn.Parameter(torch.empty(c.clip_embed_dim))
+        self.null_caption = nn.Parameter(torch.empty(c.clip_text_seq_len, c.clip_text_width))
 
         widths = [c.width * multiplier for multiplier in c.width_multipliers]
         attends = [level >= len(widths) - c.num_attention_levels for level in range(len(widths))]
@@ -174,7 +185,20 @@ class Decoder(nn.Module):
             self.up.append(Layer(c, channels + skip_channels, width, attends_too))
             channels = width
         self.norm = norm(channels)
-        self.to_out = zero(nn.Conv2d(channels, c.image_channels, 3, padding=1))
+        self.to_out = nn.Conv2d(channels, c.image_channels, 3, padding=1)
+        self.apply(self.init_weights)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted: each residual path, and so
+        the whole, adds nothing when training starts."""
+        if isinstance(module, ResBlock):
+            zero(module.conv_2)
+        if isinstance(module, Attention):
+            zero(module.to_out)
+        if module is self:
+            zero(self.to_out)
+            nn.init.normal_(self.null_image_embed, std=self.config.clip_embed_dim**-0.5)  # of length 1, about
+            nn.init.normal_(self.null_caption)
 
     def forward(
         self,
@@ -188,7 +212,7 @@ class Decoder(nn.Module):
 
         image_embed (B, E) of length 1 and text_encodings (B, T, text width) are CLIP's; without a caption the null
         caption takes its place. Where `conditional` is False, learned nulls take the places of both, and in training
-        mode those of a share `image_dropout` of the embeddings and `caption_dropout` of the captions.
+        mode those of a fraction `image_dropout` of the embeddings and `caption_dropout` of the captions.
         """
         time, context = self.condition(t, image_embed, text_encodings, conditional)
         h = self.stem(x_t)
@@ -211,15 +235,20 @@ class Decoder(nn.Module):
         c = self.config
         if text_encodings is None:
             text_encodings = self.null_caption.expand(len(t), -1, -1)
-        image_share, caption_share = (c.image_dropout, c.caption_dropout) if self.training else (0.0, 0.0)
+        image_dropout, caption_dropout = (c.image_dropout, c.caption_dropout) if self.training else (0.0, 0.0)
         if not conditional:
-            image_share = caption_share = 1.0
-        image_embed = drop_condition(image_embed, self.null_image_embed, image_share)
-        text_encodings = drop_condition(text_encodings, self.null_caption, caption_share)
+            image_dropout = caption_dropout = 1.0
+        image_embed = drop_condition(image_embed, self.null_image_embed, image_dropout)
+        text_encodings = drop_condition(text_encodings, self.null_caption, caption_dropout)
         image_embed = image_embed * math.sqrt(c.clip_embed_dim)  # of length 1 before; now components are about 1
         time = self.embed_time(timestep_encoding(t, c.width)) + self.image_to_time(image_embed)
         image_tokens = rearrange(self.image_to_tokens(image_embed), "b (n d) -> b n d", n=NUM_IMAGE_TOKENS)
         return time, torch.cat([image_tokens, self.encodings_to_tokens(text_encodings)], dim=1)
+
+
+def zero(module: nn.Conv2d | nn.Linear) -> None:
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()
@@ -229,7 +258,7 @@ def decode_image_embed(
     text_encodings: Tensor | None,
     x_T: Tensor,
     guidance_scale: float = 1.0,
-    num_steps: int = 25,
+    num_steps: int = 20,
     **sampler,
 ) -> Tensor:
     """Images (B, C, H, H) in [0, 1] of CLIP image embeddings (B, E) of length 1, from noise x_T (B, C, H, H).

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from clip import Block
-from diffusion import Diffusion, drop_condition, guided, timestep_encoding
+from diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from torch import Tensor, nn
 
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 class PriorConfig:
     """Sizes of the prior; the defaults are the `cpu` preset.
 
-    Raises ValueError if the heads do not divide the width, or it is odd.
+    Raises ValueError if a number is out of range, the heads do not divide the width, or it is odd.
     """
 
     clip_embed_dim: int = 64  # E
@@ -29,12 +29,18 @@ class PriorConfig:
     dim: int = 128  # D; 2,048 in the paper
     num_layers: int = 3  # 24 in the paper
     num_heads: int = 2
-    caption_dropout: float = 0.1  # share of captions dropped in training, for guidance
+    caption_dropout: float = 0.1  # fraction of captions dropped in training, for guidance
     num_timesteps: int = 1000
     schedule: str = "cosine"
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
+        for name in ("clip_embed_dim", "clip_text_width", "clip_text_seq_len", "dim", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
+        if self.num_layers > 1000 or not 0 <= self.caption_dropout <= 1:
+            raise ValueError("num_layers is at most 1,000, and caption_dropout in [0, 1].")
+        check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         if self.dim % 2 or self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is odd or does not divide into {self.num_heads} heads.")
 
@@ -60,17 +66,25 @@ class DiffusionPrior(nn.Module):
         self.embed_text = nn.Linear(c.clip_embed_dim, c.dim)
         self.embed_time = nn.Sequential(nn.Linear(c.dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
         self.embed_image = nn.Linear(c.clip_embed_dim, c.dim)
-        self.query = nn.Parameter(torch.zeros(c.dim))
+        self.query = nn.Parameter(torch.empty(c.dim))
         # What stands in for a dropped caption: its token encodings and its text embedding.
-        self.null_caption = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 1, c.dim))
-        self.positions = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 4, c.dim))
+        self.null_caption = nn.Parameter(torch.empty(c.clip_text_seq_len + 1, c.dim))
+        self.positions = nn.Parameter(torch.empty(c.clip_text_seq_len + 4, c.dim))
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
         self.to_image_embed = nn.Linear(c.dim, c.clip_embed_dim)
-        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool).tril()
+        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool, device="cpu").tril()
         self.register_buffer("mask", causal, persistent=False)
-        self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim))
-        self.register_buffer("embed_std", torch.ones(c.clip_embed_dim))
+        self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim, device="cpu"))
+        self.register_buffer("embed_std", torch.ones(c.clip_embed_dim, device="cpu"))
+        self.apply(self.init_weights)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
+        if module is self:
+            nn.init.zeros_(self.query)
+            nn.init.normal_(self.null_caption, std=0.02)
+            nn.init.normal_(self.positions, std=0.02)
 
     def forward(
         self, x_t: Tensor, t: Tensor, text_embed: Tensor, text_encodings: Tensor, conditional: bool = True
@@ -78,11 +92,11 @@ class DiffusionPrior(nn.Module):
         """Noised, scaled image embeddings (B, E) at timesteps t (B,) to the clean, scaled ones (B, E).
 
         text_embed (B, E) and text_encodings (B, T, text width) are CLIP's. The learned null caption takes their place
-        where `conditional` is False, and in training mode for a share `caption_dropout` of them.
+        where `conditional` is False, and in training mode for a fraction `caption_dropout` of them.
         """
-        share = self.config.caption_dropout if self.training else 0.0
+        probability = self.config.caption_dropout if self.training else 0.0
         caption = torch.cat([self.embed_encodings(text_encodings), self.embed_text(text_embed)[:, None]], dim=1)
-        caption = drop_condition(caption, self.null_caption, share if conditional else 1.0)  # (B, T + 1, D)
+        caption = drop_condition(caption, self.null_caption, probability if conditional else 1.0)  # (B, T + 1, D)
         time = self.embed_time(timestep_encoding(t, self.config.dim))
         rest = torch.stack([time, self.embed_image(x_t), self.query.expand_as(time)], dim=1)  # (B, 3, D)
         x = torch.cat([caption, rest], dim=1) + self.positions
@@ -111,7 +125,7 @@ def draw_image_embed(
     text_embed: Tensor,
     text_encodings: Tensor,
     guidance_scale: float = 1.0,
-    num_steps: int = 25,
+    num_steps: int = 20,
     randn: Callable = torch.randn,
     **sampler,
 ) -> Tensor:

@@ -17,16 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from diffusion import guided
 from diffusion_decoder import decode_image_embed, to_x_0
 from pipeline import Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, number, run, seed_number
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, run, seed_number
 from utils.data import Images, load_digits
+from utils.machine import get_device
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT
-from utils.samples import SeededNoise, known_prompts
+from utils.prompts import DIGIT_OF_PROMPT, known_prompts
+from utils.samples import SeededNoise
 
 PAIRS = ("interpolation", "text_diff")  # modes that take the prompts two by two
 DEFAULT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
@@ -36,7 +36,7 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, PartialState().device)
+    pipeline = Pipeline.load(args, get_device())
     channels = pipeline.decoder.config.image_channels
     train_set, test_set = load_digits(args.dataset, args.data_dir, channels, pipeline.device)
     images = choose_images(test_set, args.prompts, args.seed)
@@ -71,8 +71,8 @@ def parse_args():
         default=DEFAULT_PROMPTS,
         help="a test image of each is edited; taken two by two, from and to, by interpolation and text_diff",
     )
-    parser.add_argument("--eta", type=number(float, 0, 1), default=1.0, help="how much fresh noise variations get")
-    parser.add_argument("--sampling_steps", type=number(int, 5, 1000), default=50, help="there and back")
+    parser.add_argument("--eta", type=bounded(float, 0, 1), default=1.0, help="how much fresh noise variations get")
+    parser.add_argument("--sampling_steps", type=bounded(int, 5, 1000), default=50, help="there and back")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images and of fresh noise")
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "output" / "dall_e_2_samples", help="where the figure goes"
@@ -107,26 +107,26 @@ def variations(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tens
     back = decode(pipeline, z_i[:, None], x_T[:, None], args)
     z_i, x_T = (x[:, None].expand(-1, NUM_COLUMNS - 1, *x.shape[1:]) for x in (z_i, x_T))
     noise = SeededNoise([args.seed + i for i in range(x_T.shape[0] * x_T.shape[1])])
-    varied = decode(pipeline, z_i, x_T, args, eta=args.eta, randn=noise)
+    varied = decode(pipeline, z_i, x_T, args, eta=args.eta, randn=noise.randn)
     return torch.cat([back, varied], dim=1), ["eta 0"] + [f"eta {args.eta:g}"] * (NUM_COLUMNS - 1)
 
 
 def interpolation(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
     """Section 3.2: both z_i and x_T go from one image to the other on the sphere."""
-    shares = torch.linspace(0, 1, NUM_COLUMNS, device=z_i.device)
-    between_z_i = torch.stack([slerp(z_i[::2], z_i[1::2], share) for share in shares], dim=1)
-    between_x_T = torch.stack([slerp(x_T[::2], x_T[1::2], share) for share in shares], dim=1)
-    return decode(pipeline, between_z_i, between_x_T, args), [f"{share:.2f}" for share in shares]
+    fractions = torch.linspace(0, 1, NUM_COLUMNS, device=z_i.device)
+    between_z_i = torch.stack([slerp(z_i[::2], z_i[1::2], fraction) for fraction in fractions], dim=1)
+    between_x_T = torch.stack([slerp(x_T[::2], x_T[1::2], fraction) for fraction in fractions], dim=1)
+    return decode(pipeline, between_z_i, between_x_T, args), [f"{fraction:.2f}" for fraction in fractions]
 
 
 def text_diff(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
     """Section 3.3: z_i turned towards the direction from one caption to the other, x_T as it is."""
     z_t, _ = pipeline.clip.encode_prompts(args.prompts, z_i.device)
     z_d = F.normalize(z_t[1::2] - z_t[::2], dim=-1)
-    shares = torch.linspace(0, 0.5, NUM_COLUMNS, device=z_i.device)
-    turned = torch.stack([slerp(z_i, z_d, share) for share in shares], dim=1)
+    fractions = torch.linspace(0, 0.5, NUM_COLUMNS, device=z_i.device)
+    turned = torch.stack([slerp(z_i, z_d, fraction) for fraction in fractions], dim=1)
     x_T = x_T[:, None].expand(-1, NUM_COLUMNS, *x_T.shape[1:])
-    return decode(pipeline, turned, x_T, args), [f"{share:.2f}" for share in shares]
+    return decode(pipeline, turned, x_T, args), [f"{fraction:.2f}" for fraction in fractions]
 
 
 def components(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, of_all: Tensor, args) -> tuple[Tensor, list[str]]:
@@ -140,12 +140,12 @@ def components(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, of_all: Tensor, arg
     return decode(pipeline, cut, x_T, args), [str(number) for number in numbers]
 
 
-def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """The point at `share` of the way from a (B, ...) to b (B, ...) along the arc between them."""
+def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
+    """The point at `fraction` of the way from a (B, ...) to b (B, ...) along the arc between them."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cos = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6)
     angle = torch.arccos(cos).view(-1, *[1] * (a.ndim - 1))
-    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return (torch.sin((1 - fraction) * angle) * a + torch.sin(fraction * angle) * b) / torch.sin(angle)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import PartialState
+import torch.nn.functional as F
 from diffusion_decoder import decode_image_embed, to_x_0
 from diffusion_prior import draw_image_embed
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags, nearest_digit
 from torch import Tensor
 from utils.cli import ArgumentParser, add_data_flags, run
 from utils.data import NUM_CLASSES, Images, load_digits
-from utils.evaluation import Judge, Row, add_evaluation_flags, draw_samples, write_report
-from utils.prompts import PROMPTS
-from utils.scoring import accuracy, load_scorer
+from utils.machine import get_device
+from utils.prompts import PROMPTS, prompt_ids
+from utils.scoring import Judge, Row, accuracy, add_evaluation_flags, draw_samples, load_scorer, write_report
 
 NUM_HELD_OUT = 1000  # test images that the decoder is measured on
 NUM_RANGES = 5  # of timesteps
@@ -25,7 +25,7 @@ NUM_RANGES = 5  # of timesteps
 
 def main() -> None:
     args = parse_args()
-    device = PartialState().device
+    device = get_device()
     pipeline = Pipeline.load(args, device)
     train_set, test_set = load_digits(args.dataset, args.data_dir, pipeline.decoder.config.image_channels, device)
     scorer = load_scorer(train_set, args.output_dir)
@@ -94,23 +94,25 @@ def decoder_rows(pipeline: Pipeline, scorer, held_out: Images, image_embed: Tens
     decoder = pipeline.decoder
     images, labels = held_out[:]
     _, encodings = pipeline.clip.encode_prompts(PROMPTS, pipeline.device)
-    encodings = encodings[2 * labels]
+    encodings = encodings[prompt_ids(labels, spelling=0)]
 
     rows = []
     for low, high in timestep_ranges(decoder.diffusion.num_timesteps):
         t = torch.randint(low, high + 1, labels.shape, device=labels.device)
-        loss = decoder.diffusion.loss(
-            partial(decoder, image_embed=image_embed, text_encodings=encodings), to_x_0(images), t
-        )
+        x_0, eps = to_x_0(images), torch.randn_like(images)
+        predicted = decoder(decoder.diffusion.q_sample(x_0, t, eps), t, image_embed, encodings)
+        loss = F.mse_loss(predicted, decoder.diffusion.target(x_0, t, eps))
         rows.append(Row(f"decoder, loss, t {low} to {high}", loss.item(), f"{loss:.4f}", "on test images"))
     mean = sum(row.value for row in rows) / len(rows)
     rows.append(Row("decoder, loss", mean, f"{mean:.4f}", "the mean of these"))
 
     x_T = torch.randn_like(images)
-    how = {"num_steps": args.sampling_steps, "sampler": args.sampler}
-    decoded = decode_image_embed(decoder, image_embed, encodings, x_T, args.guidance_scale, **how)
-    share = accuracy(scorer, decoded, labels)
-    rows.append(Row("decoder, scorer's accuracy", share, f"{share:.1%}", "on what test images' embeddings decode to"))
+    settings = {"num_steps": args.sampling_steps, "sampler": args.sampler}
+    decoded = decode_image_embed(decoder, image_embed, encodings, x_T, args.guidance_scale, **settings)
+    fraction = accuracy(scorer, decoded, labels)
+    rows.append(
+        Row("decoder, scorer's accuracy", fraction, f"{fraction:.1%}", "on what test images' embeddings decode to")
+    )
     return rows
 
 

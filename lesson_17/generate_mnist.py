@@ -5,17 +5,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from accelerate import PartialState
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from utils.cli import ROOT, ArgumentParser, run
+from utils.machine import get_device
 from utils.plots import save_grid
 from utils.samples import add_sample_flags, choose_prompts, write_images
 
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, PartialState().device)
     prompts, columns = choose_prompts(args)
+    pipeline = Pipeline.load(args, get_device())
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
     write_images(images, prompts, seeds, args.output_dir)

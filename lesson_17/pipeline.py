@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from clip import CLIP, END_ID, CLIPConfig, PretrainedCLIP
+from clip import CLIP, CLIPConfig, PretrainedCLIP
 from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed
 from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
+from lesson_08.bpe import PAD_ID, Tokenizer
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ArgumentParser, UserError, number
-from utils.data import Images
-from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
+from utils.cli import ArgumentParser, UserError, bounded
+from utils.data import Images, map_in_parts
+from utils.prompts import DIGIT_OF_PROMPT
 from utils.samples import SeededNoise
 
-SLICE = 128  # images drawn at once
 DEFAULT_SAMPLING = {
     "prior_guidance_scale": 1.0,
     "guidance_scale": 2.0,
@@ -24,8 +24,8 @@ DEFAULT_SAMPLING = {
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
-    for kind in ("clip", "prior", "decoder"):
-        parser.add_argument(f"--{kind}_checkpoint", help=f"(default: the newest in output/{kind})")
+    for name in ("clip", "prior", "decoder"):
+        parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in output/{name})")
     parser.add_argument(
         "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
     )
@@ -34,16 +34,16 @@ def add_model_flags(parser: ArgumentParser) -> None:
 def add_sampling_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--guidance_scale",
-        type=number(float, 0, 100),
+        type=bounded(float, 0, 100),
         help="how much the decoder exaggerates embedding and caption; 1: not at all",
     )
     parser.add_argument(
         "--prior_guidance_scale",
-        type=number(float, 0, 100),
+        type=bounded(float, 0, 100),
         help="how much the prior exaggerates the caption; 1: not at all",
     )
     parser.add_argument(
-        "--sampling_steps", type=number(int, 1, 1000), help="of the prior and the decoder; more is finer and slower"
+        "--sampling_steps", type=bounded(int, 1, 1000), help="of the prior and the decoder; more is finer and slower"
     )
     parser.add_argument(
         "--sampler", choices=["ddim", "ddpm"], help="ddim adds no noise on the way, ddpm does and wants more steps"
@@ -59,7 +59,7 @@ class FrozenCLIP:
     """
 
     model: CLIP | PretrainedCLIP
-    tokenizer: PromptTokenizer | None
+    tokenizer: Tokenizer | None
     source: dict
 
     @classmethod
@@ -83,7 +83,7 @@ class FrozenCLIP:
         checkpoint = load_checkpoint(file, "clip")
         model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
         source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
-        return cls(model, PromptTokenizer.from_json(checkpoint["tokenizer"]), source)
+        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source)
 
     @property
     def image_channels(self) -> int:
@@ -119,13 +119,13 @@ def nearest_digit(image_embed: Tensor, text_embed: Tensor) -> Tensor:
     return digits[(image_embed @ text_embed.T).argmax(dim=1)]
 
 
-def tokenize(tokenizer: PromptTokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
-    """Prompts to text tokens (B, T), each with at least one END_ID behind it."""
+def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
+    """Prompts to text tokens (B, T), each with at least one pad behind it, the end of the text."""
     return add_end(tokenizer.encode(prompts, text_seq_len - 1))
 
 
 def add_end(text_tokens: Tensor) -> Tensor:
-    return F.pad(text_tokens, (0, 1), value=END_ID)
+    return F.pad(text_tokens, (0, 1), value=PAD_ID)
 
 
 @dataclass
@@ -149,10 +149,11 @@ class Pipeline:
         if prior_file is None or decoder_file is None:
             raise UserError("There is no trained prior and decoder yet; run train_mnist.py first.")
         prior, decoder = load_checkpoint(prior_file, "prior"), load_checkpoint(decoder_file, "decoder")
-        clip = FrozenCLIP.load(args.clip_model or prior["clip"]["pretrained"], args.clip_checkpoint, device)
+        clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], args.clip_checkpoint, device)
         for file, checkpoint in ((prior_file, prior), (decoder_file, decoder)):
-            if checkpoint["clip"]["fingerprint"] != clip.source["fingerprint"]:
-                trained_on = checkpoint["clip"]["pretrained"] or checkpoint["clip"]["file"]
+            source = checkpoint["sources"]["clip"]
+            if source["fingerprint"] != clip.source["fingerprint"]:
+                trained_on = source["pretrained"] or source["file"]
                 raise UserError(f"{file} learned the embeddings of another CLIP, {trained_on}; name the right files.")
         return cls(
             clip,
@@ -173,15 +174,16 @@ class Pipeline:
         sampler: str,
     ) -> Tensor:
         """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and the sampling."""
-        images = []
-        for i in range(0, len(prompts), SLICE):
-            text_embed, text_encodings = self.clip.encode_prompts(prompts[i : i + SLICE], self.device)
-            noise = SeededNoise(seeds[i : i + SLICE])
-            how = {"num_steps": sampling_steps, "sampler": sampler, "randn": noise}
-            image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, **how)
-            x_T = noise((len(image_embed), *self.image_shape)).to(self.device)
-            images.append(decode_image_embed(self.decoder, image_embed, text_encodings, x_T, guidance_scale, **how))
-        return torch.cat(images)
+
+        def draw_part(prompts: list[str], seeds: list[int]) -> Tensor:
+            text_embed, text_encodings = self.clip.encode_prompts(prompts, self.device)
+            randn = SeededNoise(seeds).randn
+            settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": randn}
+            image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, **settings)
+            x_T = randn((len(image_embed), *self.image_shape)).to(self.device)
+            return decode_image_embed(self.decoder, image_embed, text_encodings, x_T, guidance_scale, **settings)
+
+        return map_in_parts(draw_part, prompts, seeds, batch_size=128)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,8 +1,20 @@
-"""Fixtures that several files of tests share."""
+"""Fixtures that several files of tests share; and one thread for each process, as the tests themselves run side by side."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 from scripts import TINY, succeeds
 from stages import STAGES
+
+torch.set_num_threads(1)
+quick = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+settings.register_profile("few", max_examples=25, **quick)
+settings.register_profile("many", max_examples=300, **quick)  # pytest --hypothesis-profile many
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""The smallest training there is, for tests of the loop; as a script, `python line.py FOLDER [NAME=VALUE ...]`."""
+"""The smallest training there is, for tests of the frame of a run; as a script, `python line.py FOLDER [NAME=VALUE ...]`."""
 
 import sys
 import time
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -10,41 +10,63 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from utils.cli import TrainingConfig, run
-from utils.training import train
+from utils.cli import run
+from utils.muon import Muon
+from utils.run import Run
+from utils.training import TrainingConfig, build_model
+
+
+@dataclass
+class LineConfig:
+    width: int = 3
 
 
 class Line(nn.Module):
-    """The smallest model with a config: y = w x, with noise that the random state decides."""
+    """The smallest model with a config: y = w x + b, with noise that the random state decides."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        self.config = TrainingConfig(1, 1, 1.0)  # any dataclass
-        self.layer = nn.Linear(3, 3)
+        self.config = config
+        self.layer = nn.Linear(config.width, config.width)
+
+    def init_weights(self, module):
+        pass
 
     def forward(self, x):
         return (self.layer(x + torch.randn_like(x)) - 2 * x).square().mean()
 
 
-def fit_line(folder, resume=False, total=12, seconds=0.0, at_step=None, **training):
-    """Train it for `total` steps, a step taking so many `seconds`; at_step(step) is called before each."""
-    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    model = Line()
-    numbers = {"warmup_steps": 2, "ema_decay": 0.9, "save_every": 7, "sample_every": 5, **training}
-    args = Namespace(output_dir=Path(folder), seed=3, resume=resume, mixed_precision="no", compile=False, preset="cpu")
+def make_line(total=12, muon=True, **numbers):
+    """The model, its optimizers, and its TrainingConfig."""
+    numbers = {"warmup_steps": 2, "ema_decay": 0.9, "save_every": 7, "sample_every": 5, "seed": 3, **numbers}
+    training = TrainingConfig(total, 4, 0.1, mixed_precision="no", num_threads=1, **numbers)
+    model = build_model(Line, LineConfig(), training)
+    if not muon:
+        return model, [torch.optim.AdamW(model.parameters(), weight_decay=0.0)], training
+    return model, [Muon([model.layer.weight], 0.1), torch.optim.AdamW([model.layer.bias])], training
 
-    def loss_of_batch(model, index, step):
-        if at_step is not None:
-            at_step(step)
-        time.sleep(seconds)
-        return model(x[index]), {}
 
-    def sample(model, step):
-        return {"held_out": 0.0}
+def points():
+    return torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
-    config = TrainingConfig(total, 4, 0.1, **numbers)
-    return train("line", model, config, args, 20, loss_of_batch, sample, [model.layer.weight])
+
+def fit_line(folder, resume=False, seconds=0.0, at_step=None, total=12, **numbers):
+    """Train it, a step taking so many `seconds`; at_step(step, run) is called before each. Returns the last checkpoint."""
+    model, optimizers, training = make_line(total, **numbers)
+    x = points()
+    with Run("line", model, optimizers, training, Path(folder), bool(resume)) as frame:
+        for step, index in frame.steps(len(x)):
+            if at_step is not None:
+                at_step(step, frame)
+            time.sleep(seconds)
+            frame.update(frame.model(x[index]))
+            if frame.is_due(training.sample_every):
+                with frame.evaluation() as averaged:
+                    held_out = averaged(x).item()
+                frame.log_held_out({"held_out": held_out})
+            if frame.is_due(training.save_every):
+                frame.save()
+    return Path(folder) / f"line-{total}.pt"
 
 
 def main():

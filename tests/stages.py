@@ -9,6 +9,6 @@ STAGES = {
 }
 
 
-def folder_of(kind, folder):
+def folder_of(name, folder):
     """Where a training with --output_dir `folder` writes to."""
-    return folder / kind if "lesson_17" in STAGES[kind][0] else folder
+    return folder / name if "lesson_17" in STAGES[name][0] else folder

@@ -1,4 +1,5 @@
-"""Whatever a user gives, the answer is a result or one sentence: hundreds of broken files, prompts and numbers."""
+"""Whatever a user gives, the answer is a result or one sentence: broken files, prompts and numbers, some of each, and
+hundreds with --hypothesis-profile many."""
 
 import io
 import pickle
@@ -10,17 +11,17 @@ import torch
 from clip import CLIP, CLIPConfig
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
-from hypothesis import HealthCheck, given, settings
+from bpe import Tokenizer
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import ROOT, refused, script
 
-from utils.checkpoints import CONTENTS, TRAINED, find_checkpoint, load_checkpoint, load_model, save_checkpoint
-from utils.cli import ArgumentParser, UserError, number
+from utils.checkpoints import CONTENTS, find_checkpoint, load_checkpoint, load_model, save_checkpoint
+from utils.cli import ArgumentParser, UserError, bounded
 from utils.data import load_digits
-from utils.prompts import DIGIT_OF_PROMPT, PromptTokenizer
+from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
 from utils.samples import add_sample_flags, choose_prompts, write_images
 
-many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MODELS = {
     "dvae": (DiscreteVAE, DVAEConfig(hidden_dim=8, codebook_size=16)),
     "dall_e": (DallE, DallEConfig(dim=16, num_layers=1)),
@@ -28,35 +29,34 @@ MODELS = {
 }
 
 
-def checkpoint_of(kind):
-    model_class, config = MODELS[kind]
-    rest = dict.fromkeys(CONTENTS.get(kind, TRAINED), None)
-    return {**rest, "kind": kind, "step": 1, "config": dict(vars(config)), "model": model_class(config).state_dict()}
+def checkpoint_of(name):
+    model_class, config = MODELS[name]
+    rest = dict.fromkeys(CONTENTS, None)
+    return {**rest, "name": name, "step": 1, "config": dict(vars(config)), "model": model_class(config).state_dict()}
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def checkpoint(request, tmp_path_factory):
-    """A whole checkpoint's kind, its bytes, and a place for broken ones."""
+    """A whole checkpoint's name, its bytes, and a place for broken ones."""
     path = tmp_path_factory.mktemp("checkpoints") / f"{request.param}-1.pt"
     save_checkpoint(path, checkpoint_of(request.param))
     return request.param, path.read_bytes(), path
 
 
-def loads_or_refuses(kind, path):
+def loads_or_refuses(name, path):
     """Whether the file gives a model; whatever is not a UserError fails the test."""
-    model_class, config = MODELS[kind]
+    model_class, config = MODELS[name]
     try:
-        model = load_model(load_checkpoint(path, kind), model_class, type(config))
+        model = load_model(load_checkpoint(path, name), model_class, type(config))
     except UserError as error:
         assert "\n" not in str(error)
         return False
     return isinstance(model, model_class)
 
 
-@many
 @given(st.data())
 def test_broken_checkpoints(checkpoint, data):
-    kind, whole, path = checkpoint
+    name, whole, path = checkpoint
     change = data.draw(st.sampled_from(["cut", "flip", "noise", "insert"]))
     place = data.draw(st.integers(0, len(whole) - 1))
     if change == "cut":
@@ -68,7 +68,7 @@ def test_broken_checkpoints(checkpoint, data):
     else:
         content = data.draw(st.binary(max_size=200))
     path.write_bytes(content)
-    loads_or_refuses(kind, path)
+    loads_or_refuses(name, path)
 
 
 values = st.one_of(
@@ -76,12 +76,11 @@ values = st.one_of(
 )
 
 
-@many
 @given(st.data())
 def test_checkpoints_of_other_shapes(checkpoint, data):
     """Parts that are missing, or something else than they should be, as in an older or a later version."""
-    kind, _, path = checkpoint
-    content = checkpoint_of(kind)
+    name, _, path = checkpoint
+    content = checkpoint_of(name)
     part = content
     for _ in range(data.draw(st.integers(1, 2))):
         key = data.draw(st.sampled_from(sorted(part)))
@@ -93,7 +92,7 @@ def test_checkpoints_of_other_shapes(checkpoint, data):
             break
         part = content["config"]
     save_checkpoint(path, content)
-    loads_or_refuses(kind, path)
+    loads_or_refuses(name, path)
 
 
 class Trap:
@@ -104,7 +103,7 @@ class Trap:
 def test_code_in_a_file_is_not_run(tmp_path, capsys):
     plain, zipped = tmp_path / "dvae-1.pt", tmp_path / "dvae-2.pt"
     plain.write_bytes(pickle.dumps(Trap()))
-    torch.save({"kind": "dvae", "config": Trap()}, zipped)
+    torch.save({"name": "dvae", "config": Trap()}, zipped)
     for path in (plain, zipped):
         with pytest.raises(UserError, match="cannot be read|can be read"):
             load_checkpoint(path, "dvae")
@@ -123,7 +122,7 @@ def parsed(arguments):
     """What the flags of a generator make of the arguments; None if they refuse them, in one sentence."""
     parser = ArgumentParser("test")
     add_sample_flags(parser, ROOT)
-    parser.add_argument("--temperature", type=number(float, 0, 100), default=1.0)
+    parser.add_argument("--temperature", type=bounded(float, 0, 100), default=1.0)
     stderr, sys.stderr = sys.stderr, io.StringIO()
     try:
         args = parser.parse_args(arguments)
@@ -137,7 +136,6 @@ def parsed(arguments):
         sys.stderr = stderr
 
 
-@many
 @given(
     st.lists(
         st.one_of(st.text(max_size=20), st.sampled_from([" Seven ", "7", "../7", "x" * 10_000, "\x1b[2J", "七"])),
@@ -159,7 +157,6 @@ numerals = st.one_of(
 )
 
 
-@many
 @given(st.sampled_from(["--num_samples", "--seed", "--temperature"]), numerals)
 def test_numbers(flag, text):
     result = parsed([f"{flag}={text}", "--prompts", "7"])
@@ -169,10 +166,9 @@ def test_numbers(flag, text):
         assert 0 <= args.temperature <= 100 and columns <= 64
 
 
-@many
 @given(st.data())
 def test_tokens_or_a_refusal(data):
-    tokenizer = PromptTokenizer.train()
+    tokenizer = Tokenizer.train(PROMPTS)
     try:
         tokens = tokenizer.encode([data.draw(st.text())], 6)
     except ValueError:
@@ -200,7 +196,6 @@ def mnist_folder(tmp_path):
     return tmp_path
 
 
-@many
 @given(st.data())
 def test_broken_data(mnist_folder, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in (mnist_folder / "MNIST/raw").iterdir())))

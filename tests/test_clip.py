@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from clip import CLIP, CLIP_PRESETS, END_ID, CLIPConfig, PretrainedCLIP, contrastive_loss
-from tiny_clip import MEAN, STD, save_pretrained, their_model
+from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss
+from tiny_clip import END_ID, MEAN, STD, save_pretrained, their_model
+from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
@@ -61,7 +62,7 @@ def copy_weights(theirs: CLIPModel, ours: CLIP) -> None:
     }
     ours.image_encoder.load_state_dict(image_encoder)
     ours.text_encoder.load_state_dict(text_encoder)
-    ours.logit_scale.data = state["logit_scale"]
+    ours.logit_scale.data = state["logit_scale"].view(1)
 
 
 def captions(*rows):
@@ -86,6 +87,17 @@ def test_what_stands_after_the_end_of_a_caption_does_not_matter():
     model = CLIP(CONFIG).eval()
     text_embed, _ = model.encode_text(captions([5, 6, END_ID, 9, 9, 9], [5, 6, END_ID, END_ID, 2, 3]))
     torch.testing.assert_close(text_embed[0], text_embed[1])
+
+
+def test_the_end_of_a_caption_is_where_the_tokenizers_padding_starts():
+    model = CLIP(CONFIG).eval()
+    other = CLIP(CLIPConfig(**{**vars(CONFIG), "pad_id": 4})).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.text_encoder.embed_token.weight[[0, 4]] = model.text_encoder.embed_token.weight[[4, 0]]
+    tokens = captions([5, 6], [7])
+    swapped = torch.where(tokens == 0, 4, tokens)
+    torch.testing.assert_close(other.encode_text(swapped), model.encode_text(tokens))
 
 
 def test_with_one_right_caption_each_it_is_the_papers_loss():
@@ -113,13 +125,32 @@ def test_the_order_of_the_batch_does_not_matter():
     torch.testing.assert_close(shuffled, contrastive_loss(logits, meanings))
 
 
-def test_the_temperature_is_clamped():
-    model = CLIP(CONFIG)
+def test_the_logits_scale_starts_where_the_papers_does_and_is_limited_to_100_with_a_gradient():
+    torch.manual_seed(0)
+    model, batch = CLIP(CONFIG), (torch.rand(3, 3, 32, 32), captions([3], [4], [5]), torch.arange(3))
+    model.clip_logit_scale()
+    torch.testing.assert_close(model(*batch)[1]["logit_scale"].detach(), torch.tensor(1 / 0.07))
     model.logit_scale.data.fill_(10.0)
-    loss, metrics = model(torch.rand(3, 3, 32, 32), captions([3], [4], [5]), torch.arange(3))
+    model.clip_logit_scale()
+    loss, metrics = model(*batch)
     torch.testing.assert_close(metrics["logit_scale"].detach(), torch.tensor(100.0))
     loss.backward()
-    assert model.logit_scale.grad != 0
+    image_embed, (text_embed, _) = model.encode_image(batch[0]), model.encode_text(batch[1])
+    cosines, at_limit = (image_embed @ text_embed.T).detach(), torch.tensor(math.log(100), requires_grad=True)
+    contrastive_loss(at_limit.exp() * cosines, batch[2])[0].backward()
+    assert at_limit.grad != 0
+    torch.testing.assert_close(model.logit_scale.grad.squeeze(), at_limit.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_logits_keep_float32s_precision_under_autocast():
+    torch.manual_seed(0)
+    model = CLIP(CONFIG)
+    model.logit_scale.data.fill_(math.log(100))
+    image_embed, text_embed = F.normalize(torch.randn(2, 64, 8), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.logits_per_image(image_embed, text_embed)
+    exact = 100 * image_embed.double() @ text_embed.double().T
+    assert logits.dtype == torch.float32 and (logits - exact).abs().max() < 1e-3
 
 
 def test_it_learns_to_tell_a_few_images_apart():
@@ -139,6 +170,28 @@ def test_it_learns_to_tell_a_few_images_apart():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError):
         CLIPConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(CONFIG) if name != "pad_id"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_out_of_range_are_refused(name, size):
+    with pytest.raises(ValueError):
+        CLIPConfig(**{name: size})
+
+
+def test_it_is_laid_out_without_memory_and_filled_part_by_part():
+    model = CLIP(CONFIG)
+    with torch.device("meta"):
+        laid_out = CLIP(CONFIG)
+    assert all(parameter.is_meta for parameter in laid_out.parameters())
+    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for module in reversed(list(model.modules())):  # parts before the whole
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        model.init_weights(module)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_paper_preset_has_the_size_of_vit_h():

@@ -1,10 +1,13 @@
 """The transformer: its masks, its loss, its cache, its sampling."""
 
+import math
+
 import pytest
 import torch
+from bpe import PAD_ID, Tokenizer
 from dall_e import (
     DALL_E_PRESETS,
-    PAD_ID,
+    Block,
     DallE,
     DallEConfig,
     KeyValueCache,
@@ -13,7 +16,10 @@ from dall_e import (
     sample_token,
 )
 from dvae import DiscreteVAE, DVAEConfig
+from torch import nn
 from torch.nn import functional as F
+
+from utils.checkpoints import load_model
 
 CONFIG = DallEConfig(
     text_vocab_size=20, image_vocab_size=32, text_seq_len=3, grid_size=4, dim=32, num_layers=4, conv_kernel_size=3
@@ -61,6 +67,36 @@ def test_layers_have_the_papers_order():
     assert all((kind == "column") == ((layer - 2) % 4 == 0) for layer, kind in enumerate(types[:-1], start=1))
 
 
+def test_a_block_is_the_function_that_torch_computes():
+    torch.manual_seed(0)
+    ours = Block(32, num_heads=4, dropout=0.0)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    theirs = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
+    nn.init.zeros_(theirs.self_attn.in_proj_bias)
+    theirs.self_attn.in_proj_weight.data = ours.attention.to_qkv.weight.data
+    theirs.self_attn.out_proj.load_state_dict(ours.attention.to_out.state_dict())
+    theirs.linear1.load_state_dict(ours.mlp[0].state_dict())
+    theirs.linear2.load_state_dict(ours.mlp[2].state_dict())
+    theirs.norm1.load_state_dict(ours.norm_1.state_dict())
+    theirs.norm2.load_state_dict(ours.norm_2.state_dict())
+    x, mask = torch.randn(2, 19, 32), attention_masks(3, 4, 3)["column"]
+    torch.testing.assert_close(ours(x, mask), theirs(x, ~mask), rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_token_is_told_its_row_and_its_column(model):
+    _, image = batch()
+    before = model.embed_image(image)
+    with torch.no_grad():
+        model.embed_row.weight[1] += 1
+        model.embed_column.weight[2] += 10
+    expected = torch.zeros(4, 4, 32)
+    expected[1] += 1
+    expected[:, 2] += 10
+    for told in (model.embed_image(image) - before).view(2, 4, 4, 32):
+        torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_prediction_does_not_see_its_token_or_later_ones(model):
     text, image = batch(1)
     _, logits = model.logits(text, image)
@@ -103,6 +139,12 @@ def test_padding_is_a_token_of_its_own_at_each_position(model):
     assert ids.tolist() == [[5, 21, 22]]
 
 
+def test_the_null_caption_is_a_caption_that_is_all_padding(model):
+    after_the_caption = Tokenizer.train(["a"]).encode(["a"], 4)[0, 1:]
+    assert torch.equal(model.null_caption, after_the_caption)
+    assert model.text_ids(model.null_caption[None]).tolist() == [[20, 21, 22]]
+
+
 def test_training_drops_to_the_null_caption_that_guidance_uses(model):
     model.config = DallEConfig(**{**vars(CONFIG), "caption_dropout": 1.0, "token_corruption": 0.0})
     text, image = batch()
@@ -135,6 +177,16 @@ def test_greedy_sampling_takes_the_likeliest_token_at_each_place(model):
     image = model.generate(text, temperature=0.0)
     _, logits = model.logits(text, image)
     assert torch.equal(logits.argmax(-1), image)
+
+
+def test_a_loaded_model_draws_without_dropout(model):
+    text, _ = batch(4)
+    u = torch.rand(4, 16)
+    config = {**vars(CONFIG), "dropout": 0.5, "caption_dropout": 1.0, "token_corruption": 1.0}
+    checkpoint = {"name": "dall_e", "config": config, "model": model.state_dict(), "ema": None}
+    loaded = load_model(checkpoint, DallE, DallEConfig)
+    assert torch.equal(loaded.generate(text, u=u), model.generate(text, u=u))
+    assert not torch.equal(loaded.train().generate(text, u=u), model.generate(text, u=u))
 
 
 def test_completion_keeps_its_prefix(model):
@@ -210,3 +262,31 @@ def test_paper_preset_has_12_billion_parameters():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError):
         DallEConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(CONFIG).items() if isinstance(value, int)])
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_out_of_range_are_refused(name, size):
+    with pytest.raises(ValueError):
+        DallEConfig(**{name: size})
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(CONFIG).items() if isinstance(value, float)])
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
+def test_fractions_out_of_range_are_refused(name, fraction):
+    with pytest.raises(ValueError):
+        DallEConfig(**{name: fraction})
+
+
+def test_it_is_laid_out_without_memory_and_filled_part_by_part(model):
+    with torch.device("meta"):
+        laid_out = DallE(CONFIG)
+    assert all(parameter.is_meta for parameter in laid_out.parameters())
+    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for module in reversed(list(model.modules())):  # parts before the whole
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        model.init_weights(module)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -1,9 +1,20 @@
 """The noise process: schedules, conversions, steps equal to those of diffusers, inversion, guidance."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from diffusion import Diffusion, cosine_betas, drop_condition, guided, linear_betas, timestep_encoding
+from diffusion import (
+    Diffusion,
+    check_diffusion,
+    cosine_betas,
+    drop_condition,
+    guided,
+    linear_betas,
+    timestep_encoding,
+)
+from torch.nn import functional as F
 
 PREDICTIONS = {"x_0": "sample", "eps": "epsilon", "v": "v_prediction"}  # ours and the names in diffusers
 
@@ -29,13 +40,28 @@ def test_schedules_are_those_of_diffusers():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_schedule_goes_from_clean_to_noise(schedule):
     diffusion = Diffusion(1000, schedule)
-    assert diffusion.signal.shape == (1001,) and diffusion.signal[0] == 1 and diffusion.noise[0] == 0
-    assert (diffusion.signal.diff() < 0).all() and diffusion.signal[-1] < 0.01
-    torch.testing.assert_close(diffusion.signal**2 + diffusion.noise**2, torch.ones(1001))
+    assert (
+        diffusion.sqrt_alphas_cumprod.shape == (1001,)
+        and diffusion.sqrt_alphas_cumprod[0] == 1
+        and diffusion.sqrt_one_minus_alphas_cumprod[0] == 0
+    )
+    assert (diffusion.sqrt_alphas_cumprod.diff() < 0).all() and diffusion.sqrt_alphas_cumprod[-1] < 0.01
+    torch.testing.assert_close(
+        diffusion.sqrt_alphas_cumprod**2 + diffusion.sqrt_one_minus_alphas_cumprod**2, torch.ones(1001)
+    )
     torch.set_default_dtype(torch.float32)
     kept = Diffusion(1000, schedule)
-    assert kept.noise.dtype == torch.float32
-    torch.testing.assert_close(kept.noise.double(), diffusion.noise, rtol=1e-7, atol=0)
+    assert kept.sqrt_one_minus_alphas_cumprod.dtype == torch.float32
+    torch.testing.assert_close(
+        kept.sqrt_one_minus_alphas_cumprod.double(), diffusion.sqrt_one_minus_alphas_cumprod, rtol=1e-7, atol=0
+    )
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_schedule_is_real_where_a_model_is_laid_out_without_memory(schedule):
+    with torch.device("meta"):
+        laid_out = Diffusion(50, schedule)
+    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(Diffusion(50, schedule).named_buffers()))
 
 
 def test_q_sample_is_the_chain_of_single_steps():
@@ -43,8 +69,8 @@ def test_q_sample_is_the_chain_of_single_steps():
     mean, variance = torch.ones(()), torch.zeros(())
     for t, beta in enumerate(betas, start=1):
         mean, variance = (1 - beta).sqrt() * mean, (1 - beta) * variance + beta
-        torch.testing.assert_close(diffusion.signal[t], mean)
-        torch.testing.assert_close(diffusion.noise[t] ** 2, variance)
+        torch.testing.assert_close(diffusion.sqrt_alphas_cumprod[t], mean)
+        torch.testing.assert_close(diffusion.sqrt_one_minus_alphas_cumprod[t] ** 2, variance)
 
 
 @pytest.mark.parametrize("t,s", [(500, 499), (500, 300), (1, 0), (1000, 700)])
@@ -57,9 +83,11 @@ def test_the_posterior_is_bayes_rule(t, s):
         assert variance == 0
         return
     # q(x_s | x_0) times q(x_t | x_s), two Gaussians in x_s: precisions add, means are weighted by them.
-    alpha = (diffusion.signal[t] / diffusion.signal[s]) ** 2
-    precisions = 1 / diffusion.noise[s] ** 2, alpha / (1 - alpha)
-    expected = (precisions[0] * diffusion.signal[s] * x_0 + precisions[1] * x_t / alpha.sqrt()) / sum(precisions)
+    alpha = (diffusion.sqrt_alphas_cumprod[t] / diffusion.sqrt_alphas_cumprod[s]) ** 2
+    precisions = 1 / diffusion.sqrt_one_minus_alphas_cumprod[s] ** 2, alpha / (1 - alpha)
+    expected = (precisions[0] * diffusion.sqrt_alphas_cumprod[s] * x_0 + precisions[1] * x_t / alpha.sqrt()) / sum(
+        precisions
+    )
     torch.testing.assert_close(mean, expected)
     torch.testing.assert_close(variance.view(()), 1 / sum(precisions))
 
@@ -75,30 +103,45 @@ def test_predictions_convert_there_and_back(prediction):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_ddim_steps_are_those_of_diffusers(prediction, eta):
+@pytest.mark.parametrize("x_0_range", [math.inf, 0.5])
+def test_ddim_steps_are_those_of_diffusers(prediction, eta, x_0_range):
+    clips = x_0_range < math.inf
     theirs = DDIMScheduler(
-        1000, prediction_type=PREDICTIONS[prediction], clip_sample=False, timestep_spacing="trailing"
+        1000,
+        prediction_type=PREDICTIONS[prediction],
+        clip_sample=clips,
+        clip_sample_range=x_0_range,
+        timestep_spacing="trailing",
     )
     diffusion = Diffusion(1000, prediction=prediction)
-    theirs.alphas_cumprod, theirs.final_alpha_cumprod = diffusion.signal[1:] ** 2, torch.ones(())
+    theirs.alphas_cumprod, theirs.final_alpha_cumprod = diffusion.sqrt_alphas_cumprod[1:] ** 2, torch.ones(())
     theirs.set_timesteps(20)
     x_T, noise = torch.randn(3, 5), torch.randn(20, 3, 5)
 
     expected = x_T
     for i, t in enumerate(theirs.timesteps):
         predicted = network(expected, (t + 1).expand(3))  # their t = 0 is the paper's, and our, t = 1
-        expected = theirs.step(predicted, t, expected, eta=eta, variance_noise=noise[i]).prev_sample
+        expected = theirs.step(
+            predicted, t, expected, eta=eta, variance_noise=noise[i], use_clipped_model_output=clips
+        ).prev_sample
     supply = iter(noise)
-    ours = diffusion.sample(network, x_T, 20, eta=eta, randn=lambda shape: next(supply))
+    ours = diffusion.sample(network, x_T, 20, eta=eta, randn=lambda shape: next(supply), x_0_range=x_0_range)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ddpm_steps_are_those_of_diffusers(prediction):
-    theirs = DDPMScheduler(50, prediction_type=PREDICTIONS[prediction], clip_sample=False, variance_type="fixed_small")
+@pytest.mark.parametrize("x_0_range", [math.inf, 0.5])
+def test_ddpm_steps_are_those_of_diffusers(prediction, x_0_range):
+    theirs = DDPMScheduler(
+        50,
+        prediction_type=PREDICTIONS[prediction],
+        clip_sample=x_0_range < math.inf,
+        clip_sample_range=x_0_range,
+        variance_type="fixed_small",
+    )
     diffusion = Diffusion(50, prediction=prediction)
     theirs.betas = cosine_betas(50)
-    theirs.alphas, theirs.alphas_cumprod = 1 - theirs.betas, diffusion.signal[1:] ** 2
+    theirs.alphas, theirs.alphas_cumprod = 1 - theirs.betas, diffusion.sqrt_alphas_cumprod[1:] ** 2
     theirs.set_timesteps(50)
     x_T, seen = torch.randn(3, 5), []
 
@@ -106,7 +149,7 @@ def test_ddpm_steps_are_those_of_diffusers(prediction):
         seen.append(torch.randn(shape))
         return seen[-1]
 
-    ours = diffusion.sample(network, x_T, 50, sampler="ddpm", randn=randn)
+    ours = diffusion.sample(network, x_T, 50, sampler="ddpm", randn=randn, x_0_range=x_0_range)
     expected = x_T
     for t in theirs.timesteps:
         generator = torch.Generator()
@@ -161,11 +204,29 @@ def test_x_0_is_kept_in_its_range():
     torch.testing.assert_close(x, torch.ones(4, 2))
 
 
-def test_the_loss_of_a_perfect_network_is_zero_and_of_none_is_the_targets_variance():
-    diffusion = Diffusion(1000, prediction="x_0")
-    x_0 = torch.randn(4000, 3)
-    assert diffusion.loss(lambda x, t: x_0, x_0) < 1e-12
-    assert diffusion.loss(lambda x, t: torch.zeros_like(x), x_0) == pytest.approx(1.0, abs=0.1)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_a_perfect_network_is_the_least_there_is_and_of_none_is_the_targets_variance(prediction):
+    diffusion, x_0 = Diffusion(1000, prediction=prediction), torch.randn(100_000, 1)
+    t, eps = torch.randint(1, 1001, (100_000,)), torch.randn(100_000, 1)  # DDPM, algorithm 1
+    x_t, target = diffusion.q_sample(x_0, t, eps), diffusion.target(x_0, t, eps)
+    assert F.mse_loss(torch.zeros_like(target), target) == pytest.approx(1.0, abs=0.02)
+    # Data and noise have unit variance: the best guess is the target's projection on x_t, to which v is orthogonal.
+    signal, noise = diffusion.at(t, x_0)
+    perfect, unexplained = {
+        "x_0": (signal * x_t, noise**2),
+        "eps": (noise * x_t, signal**2),
+        "v": (torch.zeros_like(x_t), torch.ones(())),
+    }[prediction]
+    assert F.mse_loss(perfect, target) == pytest.approx(unexplained.mean().item(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "num_timesteps,schedule,prediction",
+    [(0, "cosine", "v"), (-1, "cosine", "v"), (math.nan, "cosine", "v"), (10, "none", "v"), (10, "cosine", "none")],
+)
+def test_impossible_noise_processes_are_refused(num_timesteps, schedule, prediction):
+    with pytest.raises(ValueError):
+        check_diffusion(num_timesteps, schedule, prediction)
 
 
 def test_guidance_0_and_1_are_the_model_itself_at_one_call():

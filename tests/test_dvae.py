@@ -12,11 +12,13 @@ from dvae import (
     DVAEConfig,
     codebook_use,
     kl_to_uniform,
+    kl_weight_schedule,
     logit_laplace_nll,
     map_pixels,
     tau_schedule,
     unmap_pixels,
 )
+from torch import nn
 from torch.nn import functional as F
 
 SMALL = dict(codebook_size=16, codebook_dim=8, hidden_dim=8)
@@ -62,6 +64,18 @@ def test_likelihood_is_the_density_of_a_squashed_laplace_variable():
     torch.testing.assert_close(logit_laplace_nll(x, mu, log_b), -squashed.log_prob(x), rtol=1e-4, atol=1e-4)
 
 
+def test_the_likelihoods_scale_has_a_floor_of_one():
+    x, mu = torch.rand(100) * 0.8 + 0.1, torch.randn(100)
+    log_b = torch.linspace(-20, -0.1, 100).requires_grad_()
+    unit = torch.distributions.TransformedDistribution(
+        torch.distributions.Laplace(mu, 1.0), [torch.distributions.SigmoidTransform()]
+    )
+    nll = logit_laplace_nll(x, mu, log_b)
+    torch.testing.assert_close(nll, -unit.log_prob(x), rtol=1e-4, atol=1e-4)
+    nll.sum().backward()
+    assert (log_b.grad == 0).all()  # nothing is to be won from a smaller one
+
+
 def test_pixels_are_mapped_once_and_back_once(model):
     images = torch.rand(3, 1, 28, 28)
     torch.testing.assert_close(unmap_pixels(map_pixels(images)), images)
@@ -77,9 +91,45 @@ def test_pixels_are_mapped_once_and_back_once(model):
 def test_the_annealed_tau_is_the_tau_that_is_used(model):
     assert tau_schedule(0.0) == 1.0
     assert tau_schedule(0.8) == tau_schedule(1.0) == 1 / 16
+    assert tau_schedule(0.4) == pytest.approx((1 + 1 / 16) / 2)
+    assert tau_schedule(0.2) == pytest.approx(1 - 15 / 16 * math.sin(math.pi / 8) ** 2)
     with mock.patch.object(dvae.F, "gumbel_softmax", wraps=F.gumbel_softmax) as relaxed:
         model(torch.rand(1, 1, 28, 28), tau_schedule(0.5), 1.0)
         assert relaxed.call_args.kwargs["tau"] == tau_schedule(0.5)
+
+
+def test_the_kl_weight_rises_from_0_to_1_in_the_first_third():
+    weights = [kl_weight_schedule(step / 300) for step in range(301)]
+    assert weights[0] == 0 and weights[100:] == [1.0] * 201
+    for step in range(100):
+        assert weights[step] == pytest.approx(math.sin(math.pi / 2 * step / 100) ** 2, abs=0.02)  # half a cosine
+    assert weights[95] < 1
+
+
+def test_the_residual_gain_is_one_over_the_squared_number_of_blocks():
+    # Eight blocks, as in the paper, whose gain is 1/64 (appendix A.1).
+    model = DiscreteVAE(DVAEConfig(image_size=16, codebook_size=4, hidden_dim=4, num_downsamples=3, num_blocks=2))
+    for half in (model.encoder, model.decoder):
+        blocks = [block for block in half if hasattr(block, "residual")]
+        assert len(blocks) == 8
+        for block in blocks:
+            x = torch.randn(1, block.residual[1].in_channels, 8, 8)
+            torch.testing.assert_close(block(x) - block.skip(x), block.residual(x) / 64, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_are_read_and_painted_row_by_row():
+    torch.manual_seed(0)
+    model = DiscreteVAE(DVAEConfig(image_size=64, **SMALL))  # large enough that a corner does not see the one across
+    image = torch.rand(1, 1, 64, 64)
+    changed = image.clone()
+    changed[..., :8, -8:] = 1 - changed[..., :8, -8:].round()  # above, on the right
+    places = (model.encode(image) != model.encode(changed))[0].nonzero().flatten().tolist()
+    assert places and all(place // 16 < 8 and place % 16 >= 8 for place in places)
+    tokens = torch.zeros(1, 256, dtype=torch.long)
+    before = model.decode(tokens)
+    tokens[0, 15] = 1  # the last one of the first row
+    different = (model.decode(tokens) != before)[0, 0]
+    assert different[:32, 32:].any() and not different[32:].any() and not different[:, :32].any()
 
 
 def test_evaluation_is_deterministic_and_uses_hard_tokens(model):
@@ -123,6 +173,36 @@ def test_it_learns_colour_images_of_another_size():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
         DVAEConfig(image_size=30)
+
+
+@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
+def test_weights_out_of_range_are_refused(beta):
+    with pytest.raises(ValueError):
+        DVAEConfig(beta=beta)
+
+
+@pytest.mark.parametrize("size", [0, -4])
+@pytest.mark.parametrize(
+    "name", ["image_size", "image_channels", "codebook_size", "codebook_dim", "hidden_dim", "num_blocks"]
+)
+def test_sizes_out_of_range_are_refused(name, size):
+    with pytest.raises(ValueError):
+        DVAEConfig(**{name: size})
+    with pytest.raises(ValueError):
+        DVAEConfig(num_downsamples=-1)
+
+
+def test_it_is_laid_out_without_memory_and_filled_part_by_part(model):
+    with torch.device("meta"):
+        laid_out = DiscreteVAE(model.config)
+    assert all(parameter.is_meta for parameter in laid_out.parameters()) and not list(laid_out.buffers())
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for module in reversed(list(model.modules())):  # parts before the whole
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        model.init_weights(module)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_paper_preset_has_the_released_models_sizes():

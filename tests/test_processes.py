@@ -1,4 +1,5 @@
-"""Two processes do what one does: the same losses, checkpoints that either goes on from, one death ends both."""
+"""Several processes: the gradient of the whole batch, the same weights in all, shards, checkpoints that any number of
+processes goes on from, one death that ends all."""
 
 import csv
 import shutil
@@ -9,73 +10,201 @@ import time
 
 import pytest
 import torch
+from clip import CLIP, CLIPConfig, contrastive_loss
 from scripts import ROOT, TINY, succeeds
 from stages import STAGES, folder_of
 
 from utils.checkpoints import load_checkpoint, newest_checkpoint
 
-STEPS = 6
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def train(kind, folder, earlier, *flags, **processes):
-    steps = ("--num_training_steps", STEPS, "--save_every", 3, "--ema_decay", 0.9, *flags)
-    exact = (
-        ("--token_corruption", 0) if kind == "dall_e" else ()
-    )  # a corrupted token comes from the process's own share
-    return succeeds(*STAGES[kind], *TINY, *steps, *exact, *earlier.get(kind, []), "--output_dir", folder, **processes)
+def in_two_processes(program, *arguments):
+    """A program with `rank` and what it imports at its head, run by two processes; rank 0 may print."""
+    head = """
+import sys, torch, torch.distributed as dist
+sys.path[:0] = ["..", "../lesson_08", "../lesson_17"]
+from utils.machine import processes
+torch.set_num_threads(1)
+with processes():
+    rank = dist.get_rank()
+"""
+    body = "".join(f"    {line}\n" for line in program.strip().splitlines())
+    command = [*TORCHRUN, "--no_python", sys.executable, "-c", head + body, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
-def losses(folder):
+def test_the_gradient_of_two_processes_is_the_mean_of_their_halves_gradients(tmp_path):
+    """One step of a model without chance in it, from the same start, by one process and by two."""
+    program = """
+from line import make_line, points
+from utils.run import Run
+model, optimizers, training = make_line(total=1, muon=False, max_grad_norm=1e9)
+model.forward = lambda x: (model.layer(x) - 2 * x).square().mean()
+with Run("line", model, optimizers, training, sys.argv[1]) as run:
+    for step, index in run.steps(20):
+        run.update(run.model(points()[index]))
+        torch.save({"index": index, "model": model.state_dict()}, f"{sys.argv[1]}/{rank}.pt")
+"""
+    in_two_processes(program, tmp_path)
+    sys.path.insert(0, str(ROOT / "tests"))
+    from line import make_line, points
+
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    model, _, _ = make_line(total=1)
+    gradients = []
+    for part in parts:
+        x = points()[part["index"]]
+        loss = (model.layer(x) - 2 * x).square().mean()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    assert len(parts[0]["index"]) == len(parts[1]["index"]) == 2
+    assert not set(parts[0]["index"].tolist()) & set(parts[1]["index"].tolist())
+    mean = (gradients[0] + gradients[1]) / 2
+    assert rows_of(tmp_path)[0]["grad_norm"] == pytest.approx(mean.norm().item(), rel=1e-5)
+    for name, tensor in parts[0]["model"].items():
+        assert torch.equal(tensor, parts[1]["model"][name])
+
+
+def test_processes_draw_noise_of_their_own_and_keep_equal_weights(tmp_path):
+    program = """
+from line import make_line, points
+from utils.run import Run
+model, optimizers, training = make_line(total=8)
+noise = []
+with Run("line", model, optimizers, training, sys.argv[1]) as run:
+    for step, index in run.steps(20):
+        noise.append(torch.randn(2))
+        run.update(run.model(points()[index]))
+torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": run.ema}, f"{sys.argv[1]}/{rank}.pt")
+"""
+    in_two_processes(program, tmp_path)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (one["noise"] != two["noise"]).all()
+    for part in ("model", "ema"):
+        for name, tensor in one[part].items():
+            assert torch.equal(tensor, two[part][name])
+
+
+def test_clips_loss_of_two_processes_is_that_of_the_whole_batch(tmp_path):
+    """And so is its gradient, averaged over the processes."""
+    program = """
+from clip import CLIP, CLIPConfig
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(CLIP(CLIPConfig(image_layers=1, text_layers=1)))
+images, tokens, meanings = torch.rand(8, 1, 28, 28), torch.randint(1, 20, (8, 7)), torch.randint(3, (8,))
+tokens[:, -1] = 0
+half = slice(4 * rank, 4 * rank + 4)
+loss, _ = model(images[half], tokens[half], meanings[half])
+loss.backward()
+torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.module.named_parameters()}}, f"{sys.argv[1]}/{rank}.pt")
+"""
+    in_two_processes(program, tmp_path)
+    torch.manual_seed(0)
+    model = CLIP(CLIPConfig(image_layers=1, text_layers=1))
+    images, tokens, meanings = torch.rand(8, 1, 28, 28), torch.randint(1, 20, (8, 7)), torch.randint(3, (8,))
+    tokens[:, -1] = 0
+    logits = model.logits_per_image(model.encode_image(images), model.encode_text(tokens)[0])
+    loss, _ = contrastive_loss(logits, meanings)
+    loss.backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found["loss"], loss.detach())
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def train(name, folder, earlier, *flags, **processes):
+    steps = ("--save_every", 3, "--ema_decay", 0.9, *flags)
+    return succeeds(*STAGES[name], *TINY, *steps, *earlier.get(name, []), "--output_dir", folder, **processes)
+
+
+def rows_of(folder):
     with open(folder / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
-    return [float(row["loss"]) for row in rows]
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def assert_alike(folder, other, kind):
-    assert losses(folder) == pytest.approx(losses(other), rel=1e-3)
-    ours, theirs = (load_checkpoint(path / f"{kind}-{STEPS}.pt", kind)["model"] for path in (folder, other))
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-2, atol=1e-3)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, earlier_stages):
-    """Runs of one process, {kind: folder}, made when they are asked for."""
-    folders = {}
-
-    def run(kind):
-        if kind not in folders:
-            folders[kind] = tmp_path_factory.mktemp(kind)
-            train(kind, folders[kind], earlier_stages)
-        return folder_of(kind, folders[kind])
-
-    return run
-
-
-@pytest.mark.parametrize("kind", STAGES)
-def test_two_processes_have_the_losses_of_one(kind, alone, earlier_stages, tmp_path):
-    result = train(kind, tmp_path, earlier_stages, num_processes=2)
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_trains_in_two_processes(name, earlier_stages, tmp_path):
+    result = train(name, tmp_path, earlier_stages, "--num_training_steps", 3, num_processes=2)
     assert "on 2 x cpu" in result.stdout and result.stdout.count("Training") == 1
-    assert_alike(folder_of(kind, tmp_path), alone(kind), kind)
+    folder = folder_of(name, tmp_path)
+    assert [row["step"] for row in rows_of(folder)] == [1, 2, 3]
+    assert (folder / "sample-3.png").exists() and load_checkpoint(folder / f"{name}-3.pt", name)["step"] == 3
 
 
-@pytest.mark.parametrize("kind", ["prior"])
-@pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_other_processes(kind, first, then, alone, earlier_stages, tmp_path):
-    train(kind, tmp_path / "first", earlier_stages, num_processes=first)
-    begun, folder = folder_of(kind, tmp_path / "first"), folder_of(kind, tmp_path / "then")
+def without_chance(name):
+    """Flags that leave no noise in a stage's training that differs among processes."""
+    return ("--caption_dropout", 0, "--token_corruption", 0, "--text_loss_weight", 0) if name == "dall_e" else ()
+
+
+def test_a_sharded_transformer_has_the_losses_and_weights_of_one_process(earlier_stages, tmp_path):
+    """DALL·E without chance in it: from the same first weights, by one process, by two, and by two with shards."""
+    runs = {"one": ((), 1), "two": ((), 2), "shards": (("--shard",), 2)}
+    for folder, (flags, number) in runs.items():
+        steps = ("--num_training_steps", 4, *without_chance("dall_e"), *flags)
+        train("dall_e", tmp_path / folder, earlier_stages, *steps, num_processes=number)
+    one = load_checkpoint(tmp_path / "one/dall_e-4.pt", "dall_e")
+    for folder in ("two", "shards"):
+        losses = [[row["image_loss"] for row in rows_of(tmp_path / run)] for run in ("one", folder)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        other = load_checkpoint(tmp_path / folder / "dall_e-4.pt", "dall_e")
+        for part in ("model", "ema"):
+            for name, tensor in one[part].items():
+                torch.testing.assert_close(other[part][name], tensor, rtol=1e-2, atol=1e-3)
+        assert str(other["optimizers"][0].keys()) == str(one["optimizers"][0].keys())
+        for ours, theirs in zip(other["optimizers"], one["optimizers"]):
+            assert ours["state"].keys() == theirs["state"].keys()
+            shapes = [{k: getattr(v, "shape", None) for k, v in s.items()} for s in ours["state"].values()]
+            assert shapes == [{k: getattr(v, "shape", None) for k, v in s.items()} for s in theirs["state"].values()]
+
+
+@pytest.mark.parametrize("name", ["dall_e", "decoder"])
+@pytest.mark.parametrize("first, then", [("one", "shards"), ("shards", "one")])
+def test_any_processes_go_on_from_any_others(name, first, then, earlier_stages, tmp_path):
+    """Begun by one process and gone on with by two that share the weights, and the reverse; the same held-out metrics are
+    measured of the same weights."""
+    runs = {"one": {}, "shards": {"num_processes": 2}}
+    flags = {"one": (), "shards": ("--shard",)}
+    begin = ("--num_training_steps", 6, "--sample_every", 3)
+    train(name, tmp_path / "first", earlier_stages, *begin, *flags[first], **runs[first])
+    begun, folder = folder_of(name, tmp_path / "first"), folder_of(name, tmp_path / "then")
     folder.mkdir(parents=True)
-    for name in (f"{kind}-3.pt", "metrics.csv", "held_out_metrics.csv"):
-        shutil.copy(begun / name, folder)
-    train(kind, tmp_path / "then", earlier_stages, "--resume", num_processes=then)
-    assert_alike(folder, alone(kind), kind)
+    for file in (f"{name}-3.pt", "metrics.csv", "held_out_metrics.csv"):
+        shutil.copy(begun / file, folder)
+    result = train(name, tmp_path / "then", earlier_stages, *begin, *flags[then], "--resume", **runs[then])
+    assert "Resuming from" in result.stdout
+    assert [row["step"] for row in rows_of(folder)] == list(range(1, 7))
+    ends = [load_checkpoint(path / f"{name}-6.pt", name) for path in (begun, folder)]
+    for key, tensor in ends[0]["model"].items():
+        assert ends[1]["model"][key].shape == tensor.shape and torch.isfinite(ends[1]["model"][key]).all()
+
+
+def test_each_process_of_a_sharded_model_holds_half(tmp_path):
+    program = """
+from dall_e import DallE, DallEConfig
+from utils.training import TrainingConfig, build_model
+model = build_model(DallE, DallEConfig(dim=32, num_layers=2), TrainingConfig(1, 2, 0.1, shard=True))
+held, whole = (sum(f(p).numel() for p in model.parameters()) for f in (lambda p: p.to_local(), lambda p: p.full_tensor()))
+assert held < 0.51 * whole, (held, whole)
+torch.manual_seed(0)
+torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{sys.argv[1]}/{rank}.pt")
+"""
+    in_two_processes(program, tmp_path)
+    from dall_e import DallE, DallEConfig
+
+    from utils.training import TrainingConfig, build_model
+
+    alone = build_model(DallE, DallEConfig(dim=32, num_layers=2), TrainingConfig(1, 2, 0.1))
+    sharded = torch.load(tmp_path / "0.pt")
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(sharded[name], parameter), name
 
 
 def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     process = subprocess.Popen(
-        [*launcher, ROOT / "tests/line.py", tmp_path, "total=10000", "seconds=0.01"],
+        [*TORCHRUN, ROOT / "tests/line.py", tmp_path, "total=10000", "seconds=0.01"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,17 +222,18 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
 def test_a_process_that_dies_ends_the_run(tmp_path):
     program = """
 import os, sys
-from accelerate import PartialState
-state = PartialState(cpu=True)
-from line import fit_line
-def die(step):
-    if step == 3 and state.process_index == 1:
+from line import fit_line, run
+def die(step, run):
+    if step == 3 and os.environ["RANK"] == "1":
         os._exit(7)
-fit_line(sys.argv[1], total=1000, seconds=0.01, at_step=die)
+run(lambda: fit_line(sys.argv[1], total=1000, seconds=0.01, at_step=die))
 """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no_python", sys.executable]
     start = time.monotonic()
     result = subprocess.run(
-        [*launcher, "-c", program, tmp_path], cwd=ROOT / "tests", capture_output=True, text=True, timeout=120
+        [*TORCHRUN, "--no_python", sys.executable, "-c", program, tmp_path],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode != 0 and "exitcode" in result.stderr and time.monotonic() - start < 60

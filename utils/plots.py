@@ -1,41 +1,56 @@
 """Pictures that runs write: captioned grids of images, curves of metrics."""
 
-import csv
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
-INCHES_A_CELL = 0.7
+from utils.tables import read_rows
+
+CELL = 70  # pixels of an image in a grid, about
+LINE = 18  # pixels of a line of text
+
+
+def to_picture(image: Tensor):
+    """An image (C, H, W) in [0, 1], C 1 or 3, as a PIL image."""
+    from PIL import Image
+
+    pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy() if len(pixels) == 3 else pixels[0].numpy())
 
 
 def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | None = None, title: str = "") -> None:
     """Images (B, C, H, W) in [0, 1], C 1 or 3, as one PNG, row by row, each under its caption if there are any."""
-    images = F.pad(images.float().cpu().clamp(0, 1), (1, 1, 1, 1), value=0.5)
+    from PIL import Image, ImageDraw, ImageFont  # here and not matplotlib, which takes half a second to import
+
+    dejavu = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    font = ImageFont.truetype(dejavu, 12) if dejavu.exists() else ImageFont.load_default(12)
     count, _, height, width = images.shape
-    rows = -(-count // columns)
-    gap = round(0.4 * height) if captions else 0
-    canvas = torch.ones(rows * (height + gap), columns * width, 3)
-    figure = Figure(
-        figsize=(columns * INCHES_A_CELL, rows * INCHES_A_CELL * (1 + gap / height) + 0.4 * bool(title)), dpi=100
-    )
-    axes = figure.add_axes((0, 0, 1, 1 - 0.4 * bool(title) / figure.get_figheight()))
-    axes.set_axis_off()
+    scale = max(1, round(CELL / width))
+    cell_height, cell_width = height * scale + 2 + (LINE if captions else 0), width * scale + 2
+    top = LINE if title else 0
+    grid = Image.new("RGB", (columns * cell_width, -(-count // columns) * cell_height + top), "white")
+    draw = ImageDraw.Draw(grid)
+    draw.text((grid.width / 2, LINE / 2), title, "black", font, anchor="mm")
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap) + gap, (i % columns) * width
-        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
+        left, bottom = i % columns * cell_width, top + (i // columns + 1) * cell_height
+        picture = to_picture(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        draw.rectangle((left, bottom - height * scale - 2, left + cell_width - 1, bottom - 1), "gray")
+        grid.paste(picture, (left + 1, bottom - height * scale - 1))
         if captions:
-            axes.text(left + width / 2, top - gap / 2, captions[i], ha="center", va="center", fontsize=9)
-    axes.imshow(canvas.numpy(), aspect="equal", interpolation="nearest")
-    if title:
-        axes.set_title(title, fontsize=9)
-    figure.savefig(path)
+            text = captions[i]
+            while font.getlength(text) > cell_width:
+                text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+            draw.text((left + cell_width / 2, bottom - cell_height + LINE / 2), text, "black", font, anchor="mm")
+    grid.save(path)
 
 
 def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None) -> None:
     """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions above the columns."""
+    from matplotlib.figure import Figure
+
     cell, names, head = 0.45, 2.4, 0.3 if captions else 0.0  # inches
     width, height = names + cell * max(map(len, rows.values())), head + cell * len(rows)
     figure = Figure(figsize=(width, height), dpi=100)
@@ -54,6 +69,8 @@ def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = 
 
 def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
     """A matrix (R, C) as coloured cells with their values; the rows' labels are captions or images (R, C, H, W)."""
+    from matplotlib.figure import Figure
+
     values = matrix.float().cpu()
     figure = Figure(figsize=(1.5 + 0.45 * len(columns), 1.5 + 0.3 * len(values)), dpi=100, layout="constrained")
     axes = figure.subplots()
@@ -75,6 +92,8 @@ def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: l
 
 def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
     """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
+    from matplotlib.figure import Figure
+
     rows = read_rows(metrics_file)
     names = [name for name in rows[0] if name != "step"]
     steps = [row["step"] for row in rows]
@@ -89,11 +108,3 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
         axes.set_xlabel("step")
     figure.suptitle(title)
     figure.savefig(path)
-
-
-def read_rows(file: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers; none if there is no such file."""
-    if not file.exists():
-        return []
-    with open(file, newline="") as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]

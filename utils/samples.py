@@ -1,15 +1,15 @@
 """What the scripts that draw images share: which prompts, whose random numbers, and the files that they write."""
 
-import csv
 import random
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from utils.cli import ArgumentParser, UserError, positive_int, seed_number
-from utils.prompts import PROMPTS, check_prompt
+from utils.plots import to_picture
+from utils.prompts import PROMPTS, known_prompts
+from utils.tables import write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 MOST_COLUMNS = 64  # of a grid
@@ -47,32 +47,26 @@ def choose_prompts(args) -> tuple[list[str], int]:
     return prompts, min(columns, len(prompts), MOST_COLUMNS)
 
 
-def known_prompts(prompts: list[str]) -> list[str]:
-    """The prompts as the models know them. Raises UserError for one that no model learned."""
-    try:
-        return [check_prompt(prompt) for prompt in prompts]
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-
-
 class SeededNoise:
-    """Gaussian noise in which each image of a batch follows its own seed, whatever else is in the batch."""
+    """Random numbers in which each image of a batch follows its own seed, whatever else is in the batch."""
 
     def __init__(self, seeds: list[int]):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, shape) -> Tensor:
-        """Noise of `shape`, (B, ...) for B seeds, on the CPU."""
+    def randn(self, shape) -> Tensor:
+        """Gaussian noise of `shape`, (B, ...) for B seeds, on the CPU."""
         return torch.stack([torch.randn(shape[1:], generator=generator) for generator in self.generators])
+
+    def rand(self, shape) -> Tensor:
+        """Uniform numbers in [0, 1) of `shape`, (B, ...) for B seeds, on the CPU."""
+        return torch.stack([torch.rand(shape[1:], generator=generator) for generator in self.generators])
 
 
 def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path) -> None:
     """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{i:04d}-{prompt}.png" for i, prompt in enumerate(prompts)]
-    for name, image in zip(names, (images.cpu() * 255).round().to(torch.uint8)):
-        to_pil_image(image).save(folder / name)
-    with open(folder / "samples.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "prompt", "seed"])
-        writer.writerows(zip(names, prompts, seeds))
+    for name, image in zip(names, images):
+        to_picture(image).save(folder / name)
+    rows = zip(names, prompts, seeds)
+    write_rows(folder / "samples.csv", [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows])

@@ -1,18 +1,24 @@
-"""The judge of generated digits: a classifier of real ones, trained apart from every model it judges, and what is measured
-with it.
+"""How good drawn digits are: judged by a classifier of real ones, which is trained apart from every model that it judges.
 
 B, N, M numbers of images, C channels, D size of the classifier's features.
 """
 
+import json
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils.checkpoints import load_checkpoint, save_checkpoint
-from utils.data import NUM_CLASSES, Images
+from utils.cli import ROOT, ArgumentParser, UserError, bounded
+from utils.data import NUM_CLASSES, Images, map_in_parts
+from utils.plots import save_grid
+from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
 
 
 class Scorer(nn.Module):
@@ -63,37 +69,31 @@ def load_scorer(train_set: Images, folder: Path) -> Scorer:
     Raises UserError if the file is broken.
     """
     channels = train_set.pixels.shape[1]
-    path = folder / f"scorer-{len(train_set)}x{channels}.pt"  # of 60,000 or 4,500 images, in 1 or 3 channels
+    path = folder / f"scorer-{len(train_set)}x{channels}.safetensors"  # of 60,000 or 4,500 images, in 1 or 3 channels
     if path.exists():
         scorer = Scorer(channels)
-        scorer.load_state_dict(load_checkpoint(path, "scorer")["model"])
+        try:
+            scorer.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            raise UserError(f"{path} is broken; delete it, and it is trained again.") from error
         return scorer.to(train_set.pixels.device).eval().requires_grad_(False)
     print("Training the scorer, once ...", flush=True)
     scorer = train_scorer(train_set)
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, {"kind": "scorer", "model": scorer.state_dict()})
+    save_file(scorer.state_dict(), path)
     return scorer
 
 
-def in_slices(function, images: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in images.split(500)])
-
-
 def accuracy(scorer: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images (B, C, 28, 28) in [0, 1] that the scorer takes for their label (B,)."""
-    return (in_slices(scorer, images).argmax(dim=1) == labels).float().mean().item()
-
-
-def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
-    """How many of each label (rows) were taken for each digit (columns), (10, 10)."""
-    return torch.bincount(NUM_CLASSES * labels + predicted, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+    """Fraction of images (B, C, 28, 28) in [0, 1] that the scorer takes for their label (B,)."""
+    return (map_in_parts(scorer, images).argmax(dim=1) == labels).float().mean().item()
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share: Wilson's score interval, which does not shrink to nothing at 0% and 100%."""
-    share = successes / trials
-    middle = share + z**2 / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    """The 95% interval of a fraction: Wilson's score interval, which does not shrink to nothing at 0% and 100%."""
+    fraction = successes / trials
+    middle = fraction + z**2 / (2 * trials)
+    half = z * math.sqrt(fraction * (1 - fraction) / trials + z**2 / (4 * trials**2))
     return (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
 
 
@@ -123,3 +123,107 @@ def nearest_images(images: Tensor, train_set: Images) -> tuple[Tensor, Tensor]:
     squared = train_set.map(lambda others: torch.cdist(others.flatten(1), flat).square() / flat.shape[1], 5000)
     distances, index = squared.min(dim=0)
     return distances.sqrt(), index
+
+
+@dataclass
+class Row:
+    """A measure, its value, the value as text, and a word on what it means."""
+
+    name: str
+    value: float
+    text: str
+    note: str = ""
+
+
+@dataclass
+class Samples:
+    """Images (B, C, H, H) drawn for `prompts`, the digits that the prompts name and that the scorer reads, (B,) both."""
+
+    prompts: list[str]
+    images: Tensor
+    digits: Tensor
+    read: Tensor
+
+
+def draw_samples(draw, scorer: nn.Module, images_a_prompt: int = 50) -> Samples:
+    """So many images of each of the 20 prompts; draw(prompts, seeds) -> images (B, C, H, H) in [0, 1]."""
+    prompts = [prompt for prompt in PROMPTS for _ in range(images_a_prompt)]
+    images = draw(prompts, list(range(len(prompts))))
+    digits = torch.tensor([DIGIT_OF_PROMPT[prompt] for prompt in prompts])
+    return Samples(prompts, images, digits, map_in_parts(scorer, images).argmax(dim=1).cpu())
+
+
+class Judge:
+    """The scorer and the real digits that samples are held against."""
+
+    def __init__(self, scorer: nn.Module, train_set: Images, test_set: Images):
+        self.scorer, self.train_set, self.test_set = scorer, train_set, test_set
+        self.features_of_test = test_set.map(scorer.features)
+
+    def frechet_distance(self, images: Tensor) -> float:
+        """Of images (B, C, H, H) in [0, 1] to the test images, in the scorer's features."""
+        return frechet_distance(map_in_parts(self.scorer.features, images), self.features_of_test)
+
+    def sample_rows(self, name: str, samples: Samples) -> list[Row]:
+        """How right, how close to real digits, how varied and how new the samples are."""
+        right = samples.digits == samples.read
+        low, high = wilson_interval(int(right.sum()), len(right))
+        fraction, interval = (
+            right.float().mean().item(),
+            f"95% interval {low:.1%} to {high:.1%}, {len(right):,} samples",
+        )
+        distance = self.frechet_distance(samples.images)
+        features = map_in_parts(self.scorer.features, samples.images)
+        of_real = diversity(self.features_of_test.cpu(), self.test_set.labels.cpu())
+        ratio = diversity(features.cpu(), samples.digits) / of_real
+        nearest = nearest_images(samples.images, self.train_set)[0].mean().item()
+        return [
+            Row(f"{name}, prompt accuracy", fraction, f"{fraction:.1%}", interval),
+            Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"),
+            Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"),
+            Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy"),
+        ]
+
+    def real_rows(self, num_images: int) -> list[Row]:
+        """The scorer's own accuracy, and what as many real images as there are samples would get in their place."""
+        fraction = accuracy(self.scorer, *self.test_set[:])
+        floor = self.frechet_distance(self.train_set.at_random(num_images)[:][0])
+        nearest = nearest_images(self.test_set.at_random(num_images)[:][0], self.train_set)[0].mean().item()
+        return [
+            Row("scorer, accuracy", fraction, f"{fraction:.1%}", "on the test images"),
+            Row("real images, Fréchet distance", floor, f"{floor:.1f}", "of as many training images: the floor"),
+            Row("real images, nearest training image", nearest, f"{nearest:.3f}", "of test images"),
+        ]
+
+
+def add_evaluation_flags(parser: ArgumentParser) -> None:
+    """--num_samples and --output_dir."""
+    parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="images of each of the 20 prompts")
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "output/evaluation", help="where the table and the picture go"
+    )
+
+
+def write_report(
+    folder: Path, name: str, rows: list[Row], samples: Samples, train_set: Images, files: dict[str, str], sampling: dict
+) -> None:
+    """The rows on the screen; all of it, with the checkpoints and the sampling, to FOLDER/NAME.json; and a sample of each
+    prompt above the training image nearest to it to NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        print(f"{row.name:<{width}}  {row.text:>8}  {row.note}")
+    confusion = torch.bincount(NUM_CLASSES * samples.digits + samples.read, minlength=NUM_CLASSES**2)
+    report = {
+        "checkpoints": {model: os.path.relpath(file, ROOT) for model, file in files.items()},
+        "sampling": sampling,
+        "measures": {row.name: {"value": row.value, "text": row.text, "note": row.note} for row in rows},
+        "confusion_matrix": confusion.view(NUM_CLASSES, NUM_CLASSES).tolist(),  # rows prompted, columns read
+    }
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    shown = torch.arange(0, len(samples.prompts), len(samples.prompts) // len(PROMPTS))
+    nearest = train_set[nearest_images(samples.images[shown], train_set)[1]][0]
+    captions = PROMPTS + ["nearest"] * len(PROMPTS)
+    save_grid(torch.cat([samples.images[shown], nearest]), folder / f"{name}.png", len(PROMPTS), captions)
+    print(f"{name}.json and {name}.png are in {folder}")

@@ -1,20 +1,20 @@
-"""Draw the figures of this lesson from the models in output/: all of them, or those named."""
+"""Draw the figures of lesson 17 from the models in output/: all of them, or those named."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 
 import torch
-from accelerate import PartialState
 from diffusion import guided
 from diffusion_decoder import from_x_0, to_x_0
-from matplotlib.figure import Figure
+from figures import add_figure_flags, draw_figures, plot_curves
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, run
+from utils.cli import ArgumentParser, run
 from utils.data import Images
-from utils.figures import add_figure_flags, draw_figures
+from utils.machine import get_device
 from utils.plots import save_rows
 from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
 
@@ -24,7 +24,7 @@ TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above 
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, PartialState().device)
+    pipeline = Pipeline.load(args, get_device())
     draw_figures(FIGURES, pipeline, pipeline.decoder.config.image_channels, pipeline.device, args)
 
 
@@ -37,6 +37,8 @@ def parse_args():
 
 def embeddings(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """CLIP's embeddings of 2,000 test images and of all prompts, on the two axes along which the images spread most."""
+    from matplotlib.figure import Figure
+
     shown = test_set.at_random(2000)
     image_embed = pipeline.clip.encode_images(shown)
     text_embed, _ = pipeline.clip.encode_prompts(PROMPTS, pipeline.device)
@@ -106,13 +108,18 @@ def steps(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     )
 
 
+def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The learning curves of your run over the expected ones, those of the committed defaults."""
+    plot_curves(pipeline.files, ROOT / "lesson_17" / "figures", folder)
+
+
 def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
     """Two images of each digit's word, always from the same seeds."""
     prompts = [word for word in DIGIT_WORDS for _ in range(2)]
     return pipeline.draw(prompts, list(range(len(prompts))), **{**DEFAULT_SAMPLING, **sampling})
 
 
-FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps)}
+FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps, curves)}
 
 if __name__ == "__main__":
     run(main)

@@ -1,24 +1,23 @@
-"""Draw the figures of this lesson from the models in output/: all of them, or those named."""
+"""Draw the figures of lesson 8 from the models in output/: all of them, or those named."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from dall_e import attention_masks
 from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
+from figures import add_figure_flags, draw_figures, plot_curves, save_gif
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
-from matplotlib.figure import Figure
 from torch import Tensor
-
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, run
+from utils.cli import ArgumentParser, UserError, run
 from utils.data import Images
-from utils.figures import add_figure_flags, draw_figures, save_gif
+from utils.machine import get_device
 from utils.plots import save_grid, save_rows
 from utils.prompts import DIGIT_WORDS
 
@@ -28,7 +27,7 @@ NUM_IMAGES = 10  # a row
 
 def main() -> None:
     args = parse_args()
-    device = PartialState().device
+    device = get_device()
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
     draw_figures(FIGURES, pipeline, pipeline.dvae.config.image_channels, device, args)
 
@@ -77,25 +76,29 @@ def codes(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     near = slice((middle - 1) * cell, (middle + 2) * cell)
     alone = dvae.decode(alone)[:, :, near, near]
 
-    shares = [f"{share:.1%}" for share in (counts[shown] / counts.sum()).tolist()]
+    fractions = [f"{fraction:.1%}" for fraction in (counts[shown] / counts.sum()).tolist()]
     rows = [row for pair in zip(average.split(16), alone.split(16)) for row in pair]
-    captions = [caption for i in (0, 16) for caption in shares[i : i + 16] + ["alone"] * 16]
+    captions = [caption for i in (0, 16) for caption in fractions[i : i + 16] + ["alone"] * 16]
     save_grid(torch.cat(rows), folder / "codes.png", 16, captions)
 
 
 def codebook(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """How often the test images use each code, the commonest first."""
+    from matplotlib.figure import Figure
+
     counts = torch.bincount(test_set.map(pipeline.dvae.encode).flatten(), minlength=pipeline.dvae.config.codebook_size)
     figure = Figure(figsize=(8, 2.4), dpi=80, layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(counts)), (counts / counts.sum()).sort(descending=True).values, width=1)
-    axes.set(yscale="log", xlabel="code, the commonest first", ylabel="share of tokens")
+    axes.set(yscale="log", xlabel="code, the commonest first", ylabel="fraction of tokens")
     axes.set_title(f"{(counts > 0).sum()} of {len(counts)} codes are used", fontsize=9)
     figure.savefig(folder / "codebook.png")
 
 
 def masks(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     """The attention masks, at the sizes of the paper's figure 11."""
+    from matplotlib.figure import Figure
+
     num_text, grid_size, conv_kernel_size = 6, 4, 3
     figure = Figure(figsize=(9, 3.4), dpi=80, layout="constrained")
     drawn = attention_masks(num_text, grid_size, conv_kernel_size)
@@ -114,10 +117,10 @@ def tokens(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     torch.manual_seed(0)
     drawn = pipeline.dall_e.generate(text_tokens, **DEFAULT_SAMPLING)
     cell = dvae.config.image_size // config.grid_size
-    place = torch.arange(config.image_seq_len, device=drawn.device)
+    position = torch.arange(config.image_seq_len, device=drawn.device)
     frames = []
     for count in range(config.image_seq_len + 1):
-        seen = place < count
+        seen = position < count
         images = dvae.decode(torch.where(seen, drawn, empty_image(dvae)))
         pixels = seen.view(config.grid_size, -1).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         frames.append(torch.cat(list(F.pad(torch.where(pixels, images, 0.4), (1, 1, 1, 1))), dim=2))
@@ -150,6 +153,11 @@ def training(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)
 
 
+def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+    """The learning curves of your run over the expected ones, those of the committed defaults."""
+    plot_curves(pipeline.files, ROOT / "lesson_08" / "figures", folder)
+
+
 def sample_grids(checkpoint: str) -> list[Path]:
     grids = list(Path(checkpoint).parent.glob("sample-*.png"))
     if not grids:
@@ -164,7 +172,7 @@ def empty_image(dvae: DiscreteVAE) -> Tensor:
     return dvae.encode(black)[0]
 
 
-FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}
+FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training, curves)}
 
 if __name__ == "__main__":
     run(main)

@@ -1,0 +1,275 @@
+"""The frame of a run: the arithmetic of a step against one written by hand, data, prompts, checkpoints, what is resumed."""
+
+import csv
+import math
+import os
+from unittest import mock
+
+import pytest
+import torch
+from line import Line, LineConfig, fit_line, make_line, points
+from torch import nn
+
+import utils.run
+from utils.checkpoints import (
+    CONTENTS,
+    find_checkpoint,
+    fingerprint,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from utils.cli import UserError
+from utils.muon import Muon, orthogonalized
+from utils.run import Run, batch_index
+from utils.training import TrainingConfig, build_model, scheduled_rate
+
+CONFIG = TrainingConfig(100, 4, 0.1, warmup_steps=9)
+
+
+def test_the_rate_warms_up_linearly_and_falls_on_half_a_cosine():
+    rates = [scheduled_rate(CONFIG, step) for step in range(101)]
+    cosine = [0.1 * (1 + math.cos(math.pi * step / 100)) / 2 for step in range(101)]
+    assert rates[:9] == pytest.approx([rate * (step + 1) / 10 for step, rate in enumerate(cosine[:9])])
+    assert rates[9:] == pytest.approx(cosine[9:]) and rates[50] == pytest.approx(0.05) and rates[100] == pytest.approx(0)
+
+
+def test_a_run_is_the_loop_that_one_would_write_by_hand(tmp_path):
+    """Adam with decoupled decay, in numbers; a schedule; clipping; averaging from the first trained weights on."""
+    total, seed, clip, decay = 12, 3, 0.5, 0.9
+    checkpoint = load_checkpoint(
+        fit_line(tmp_path, total=total, muon=False, max_grad_norm=clip, ema_decay=decay, seed=seed), "line"
+    )
+    model, _, training = make_line(total, seed=seed)
+    x, parameters = points(), list(model.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    order = torch.cat(
+        [torch.randperm(20, generator=torch.Generator().manual_seed(hash((seed, e)) % 2**32)) for e in range(3)]
+    )
+    norms, rates = [], []
+    for step in range(total):
+        torch.manual_seed(hash((seed, step, 0)) % 2**32)
+        gradients = torch.autograd.grad(model(x[order[4 * step : 4 * step + 4]]), parameters)
+        norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+        norms.append(norm.item())
+        rate = 0.1 * min(1, (step + 1) / 3) * (1 + math.cos(math.pi * step / total)) / 2
+        rates.append(rate)
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, first, second):
+                g = g * min(1, clip / norm.item())
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                p -= rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            now = [p.clone() for p in parameters]
+            average = now if step == 0 else [decay * a + (1 - decay) * p for a, p in zip(average, now)]
+    assert max(norms) > clip
+    for (name, tensor), p, a in zip(checkpoint["model"].items(), parameters, average):
+        torch.testing.assert_close(tensor, p.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(checkpoint["ema"][name], a, rtol=1e-4, atol=1e-5)
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
+    assert [float(row["grad_norm"]) for row in rows] == pytest.approx(norms, rel=1e-4)
+
+
+def test_evaluation_has_the_averaged_weights_and_gives_the_others_back(tmp_path):
+    seen = {}
+
+    def look(step, run):
+        if step == 8:
+            assert run.module.training
+            before = {name: p.detach().clone() for name, p in run.module.named_parameters()}
+            averages = {name: average.clone() for name, average in run.ema.items()}
+            with run.evaluation() as averaged:
+                assert not averaged.training and not torch.is_grad_enabled()
+                for name, p in averaged.named_parameters():
+                    assert torch.equal(p, averages[name]) and not torch.equal(p, before[name])
+            assert run.module.training and torch.is_grad_enabled()
+            for name, p in run.module.named_parameters():
+                assert torch.equal(p, before[name]) and torch.equal(run.ema[name], averages[name])
+            seen["it"] = True
+
+    fit_line(tmp_path, at_step=look)
+    assert seen
+
+
+def test_a_model_in_training_is_in_training_mode_at_every_step(tmp_path):
+    fit_line(tmp_path, sample_every=2, at_step=lambda step, run: run.module.training or pytest.fail("evaluation mode"))
+
+
+def test_each_step_has_noise_of_its_own_and_evaluations_all_the_same(tmp_path):
+    drawn, evaluated = [], []
+
+    def look(step, run):
+        state = torch.get_rng_state()
+        drawn.append(torch.randn(3))
+        if step in (4, 9):
+            with run.evaluation():
+                evaluated.append(torch.randn(3))
+        torch.set_rng_state(state)
+
+    fit_line(tmp_path, at_step=look)
+    assert len({tuple(x.tolist()) for x in drawn}) == 12 and torch.equal(*evaluated)
+
+
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path):
+    def stop(step, run):
+        if step == 9:
+            raise KeyboardInterrupt
+
+    whole = load_checkpoint(fit_line(tmp_path / "whole"), "line")
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "stopped", at_step=stop)
+    resumed = load_checkpoint(fit_line(tmp_path / "stopped", resume=True, seed=99), "line")  # its first seed counts
+    for part in ("model", "ema"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(resumed[part][name], tensor), (part, name)
+    for a, b in zip(whole["optimizers"], resumed["optimizers"]):
+        assert str(a) == str(b)
+    for name in ("metrics.csv", "held_out_metrics.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "stopped" / name).read_text()
+    with open(tmp_path / "whole/metrics.csv") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 13))
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    fit_line(tmp_path)
+    with pytest.raises(UserError, match="at step 12 already"):
+        fit_line(tmp_path, resume=True)
+    for change in ({"ema_decay": 0.0}, {"muon": False}):
+        with pytest.raises(UserError, match="other sizes or settings"):
+            fit_line(tmp_path, resume=True, total=20, **change)
+    model, optimizers, training = make_line(20)
+    sources = {"sources": {"line": {"fingerprint": "of another"}}}
+    checkpoint = load_checkpoint(tmp_path / "line-12.pt", "line")
+    save_checkpoint(tmp_path / "line-12.pt", {**checkpoint, "sources": {"line": {"fingerprint": "of one"}}})
+    with (
+        pytest.raises(UserError, match="learned from another line"),
+        Run("line", model, optimizers, training, tmp_path, True, **sources) as run,
+    ):
+        next(run.steps(20))
+
+
+def test_a_batch_must_fit(tmp_path):
+    model, optimizers, training = make_line()
+    with Run("line", model, optimizers, training, tmp_path) as run, pytest.raises(UserError, match="more than the 3"):
+        next(run.steps(3))
+
+
+def test_each_epoch_shows_each_image_once_however_many_processes(monkeypatch):
+    seen = torch.cat([batch_index(step, 10, 4, 0) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    parts = []
+    for process in range(2):
+        monkeypatch.setattr(utils.run, "num_processes", lambda: 2)
+        monkeypatch.setattr(utils.run, "process_index", lambda process=process: process)
+        parts.append(batch_index(2, 10, 4, 0))
+    assert torch.equal(torch.cat(parts), seen[8:12])
+
+
+def test_muon_is_torchs_but_for_its_precision():
+    torch.manual_seed(0)
+    shapes = [(6, 6), (12, 4), (4, 12)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    first = [p.detach().clone() for p in ours]
+    settings = {"lr": 0.02, "weight_decay": 0.3}
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q, start in zip(ours, theirs, first):
+        assert (p - q).norm() < 0.02 * (p - start).norm()  # bfloat16 has three digits
+
+
+def test_orthogonalized_matrices_have_singular_values_of_about_one():
+    torch.manual_seed(0)
+    matrix = torch.randn(8, 5) @ torch.diag(torch.tensor([1.0, 0.5, 0.3, 0.1, 0.05]))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalized(matrix, torch.float32)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert (u.T @ found @ v.T - torch.diag((u.T @ found @ v.T).diag())).abs().max() < 1e-4
+
+
+def test_building_a_model_fills_every_parameter_by_the_seed():
+    first, again, other = (build_model(Line, LineConfig(), TrainingConfig(1, 1, 0.1, seed=s)) for s in (0, 0, 1))
+    assert torch.equal(first.layer.weight, again.layer.weight)
+    assert not torch.equal(first.layer.weight, other.layer.weight)
+    assert not any(p.is_meta for p in first.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"num_training_steps": 0},
+        {"learning_rate": math.nan},
+        {"ema_decay": 1.0},
+        {"seed": -1},
+        {"keep_newest": -1},
+        {"max_grad_norm": math.inf},
+    ],
+)
+def test_training_numbers_that_are_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainingConfig(**{"num_training_steps": 1, "batch_size": 1, "learning_rate": 0.1, **wrong})
+
+
+def test_checkpoints_are_checked(tmp_path):
+    path = tmp_path / "dvae-10.pt"
+    save_checkpoint(path, {"name": "dvae", "step": 10})
+    with pytest.raises(UserError, match="without config, ema, "):
+        load_checkpoint(path, "dvae")
+    save_checkpoint(path, {**dict.fromkeys(CONTENTS), "name": "dvae", "step": 10})
+    assert load_checkpoint(path, "dvae")["step"] == 10
+    assert [file.name for file in tmp_path.iterdir()] == ["dvae-10.pt"]
+    with pytest.raises(UserError, match="a dall_e checkpoint is needed"):
+        load_checkpoint(path, "dall_e")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="half-written"):
+        load_checkpoint(path, "dvae")
+    with pytest.raises(UserError, match="no checkpoint"):
+        find_checkpoint(str(tmp_path / "none.pt"), "dvae")
+
+
+def test_a_loaded_model_has_the_average_is_in_evaluation_mode_and_frozen(tmp_path):
+    checkpoint = load_checkpoint(fit_line(tmp_path), "line")
+    model = load_model(checkpoint, Line, LineConfig)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, checkpoint["ema"][name]) and not torch.equal(tensor, checkpoint["model"][name])
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path):
+    """Flushed to the disk, then renamed: a machine that loses its power leaves the old file or the new one."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+    with (
+        mock.patch("os.fsync", lambda fd: (events.append("fsync"), fsync(fd))),
+        mock.patch("os.replace", lambda a, b: (events.append("replace"), replace(a, b))),
+    ):
+        save_checkpoint(tmp_path / "line-1.pt", {"x": torch.zeros(3)})
+    assert events == ["fsync", "replace"]
+
+
+def test_fingerprints_tell_weights_and_names_apart():
+    one = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    assert fingerprint(one) == fingerprint(one)
+    swapped = nn.ModuleDict({"b": one["a"], "a": one["b"]})
+    renamed = nn.ModuleDict({"c": one["a"], "d": one["b"]})
+    changed = nn.ModuleDict({"a": one["a"], "b": nn.Linear(2, 2)})
+    assert len({fingerprint(model) for model in (one, swapped, renamed, changed)}) == 4
+
+
+def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+    assert newest_checkpoint(tmp_path, "dvae") is None
+    for i, step in enumerate((1000, 200)):
+        save_checkpoint(tmp_path / f"dvae-{step}.pt", {})
+        os.utime(tmp_path / f"dvae-{step}.pt", (i, i))
+    assert newest_checkpoint(tmp_path, "dvae").name == "dvae-200.pt"

@@ -1,0 +1,196 @@
+"""The machine that a script runs on: its device, its processes, its threads, its memory."""
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+
+ASK_OTHERS_EVERY = 10  # steps between questions to the other processes whether one of them was stopped
+LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
+FIRST_LOOK = 0.3  # seconds that the look before a training takes
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message says how. utils.cli.run prints it and exits with 2."""
+
+
+def get_device() -> torch.device:
+    """The accelerator of this process, the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+@contextlib.contextmanager
+def processes():
+    """Joins this process to the others that `torchrun` started, if it did, and parts from them at the end."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """How many processes share the batches of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    """Which of them this is; the first, 0, is the one that prints and writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if process_index() == 0:
+        print(text, flush=True)
+
+
+def default_precision() -> str:
+    """bf16 where the device multiplies it faster than float32, else no."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if torch.backends.mps.is_available():
+        return "no"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not every torch can tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that one process may fill: its accelerator's, or its part of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep the memory that is freed, for what comes next: handing it back to Linux and asking for it
+    anew costs a CPU a tenth of each step of training and more."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class Threads:
+    """As many threads of the CPU as there are cores that nothing else keeps busy.
+
+    The threads of a parallel loop wait for the slowest of them. If another program holds one of two cores, the thread
+    on that core is put aside again and again, and two threads are several times slower than one.
+
+    num_threads: so many, whatever else runs; 0 chooses, now and at every `look`. Several processes of a run are not
+    changed: torchrun gives each of them one thread, or what OMP_NUM_THREADS says.
+    """
+
+    def __init__(self, num_threads: int):
+        self.most = torch.get_num_threads()
+        self.chooses = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self.since = self.clocks()
+        if self.chooses:
+            time.sleep(FIRST_LOOK)
+            self.look(FIRST_LOOK)
+
+    @staticmethod
+    def clocks() -> tuple[float, float, float]:
+        """Seconds so far: of the clock, of all cores at work, of this process at work."""
+        times = psutil.cpu_times()
+        return time.monotonic(), times.user + times.nice + times.system, time.process_time()
+
+    def look(self, every: float = LOOK_EVERY) -> None:
+        """Choose the number of threads, if the last choice is `every` seconds old, and say so if it is another."""
+        now = self.clocks()
+        wall, all_cores, own = (after - before for after, before in zip(now, self.since))
+        if not self.chooses or wall < every:
+            return
+        self.since = now
+        busy = max(0.0, (all_cores - own) / wall)  # cores that other programs keep busy
+        free = int(psutil.cpu_count() - busy + 0.5)
+        threads = max(1, min(self.most, free))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+            say(
+                f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} of {self.most} threads "
+                f"train; --num_threads sets them by hand."
+            )
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path):
+    """A folder that no other run writes to; the system frees the lock of a run that is killed, and what such a run has left
+    half-written is deleted. Raises UserError if there is another run, or the folder cannot be written."""
+    holder = folder / ".running"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", blocking=False):
+            holder.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')}"
+            )
+            for half_written in folder.glob(".*.tmp"):
+                half_written.unlink()
+            yield
+            holder.unlink(missing_ok=True)
+    except Timeout as error:
+        other = holder.read_text() if holder.exists() else "one that has just begun"
+        advice = "wait for it, stop it, or choose another --output_dir"
+        raise UserError(f"{folder} is being written by another run, {other}; {advice}.") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+class StopSignals:
+    """Catches SIGINT and SIGTERM, in a `with` statement: the first only asks the run to stop, the second ends it at once.
+
+    A launcher passes on what the terminal has already sent, so what comes within a second of the first is the same one.
+    """
+
+    def __init__(self):
+        self.received, self.at = 0, math.inf  # its number, and when
+
+    def __enter__(self):
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # others may not catch signals
+            self.previous = {number: signal.signal(number, self.catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def catch(self, number: int, frame) -> None:
+        if self.received and time.monotonic() - self.at > 1:
+            os._exit(128 + number)
+        if not self.received:
+            self.received, self.at = number, time.monotonic()
+
+    def received_by_any(self, step: int, device: torch.device) -> int:
+        """The signal that this process or another of the run has received, or 0: all stop after the same step. Several
+        processes ask each other now and then only, as that waits for the device."""
+        if num_processes() == 1:
+            return self.received
+        if step % ASK_OTHERS_EVERY:
+            return 0
+        received = torch.tensor([self.received], device=device)
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        return int(received)

@@ -1,0 +1,49 @@
+"""Muon (Jordan et al., 2024, github.com/KellerJordan/Muon): gradient descent in which the step of a matrix is orthogonal.
+
+The momentum of a weight matrix has a few directions that are large and many that are small. Muon makes all of them alike,
+so that the rare ones are learned too, and fewer steps are enough. It is meant for the matrices inside a network; embeddings,
+heads, gains and biases are left to AdamW.
+
+torch.optim.Muon is the same, in bfloat16 always: on a CPU without bfloat16 instructions that takes twenty times as long.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.machine import default_precision
+
+NEWTON_SCHULZ_STEPS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps of orthogonalized Nesterov momentum for matrices, of the root mean square that AdamW's steps have (0.2, arXiv
+    2502.16982, section 2.2), so that one learning rate serves both; with decoupled weight decay."""
+
+    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = torch.bfloat16 if default_precision() == "bf16" else torch.float32
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, mu = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.mul_(mu).add_(parameter.grad, alpha=1 - mu)
+                direction = parameter.grad * (1 - mu) + momentum * mu  # Nesterov's
+                update = 0.2 * math.sqrt(max(parameter.shape)) * orthogonalized(direction, self.dtype)
+                parameter.mul_(1 - lr * group["weight_decay"]).add_(update.to(parameter.dtype), alpha=-lr)
+
+
+def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix with the singular vectors of `matrix` (M, N) and singular values of about 1: five steps of a Newton-Schulz
+    iteration, the polynomial 3.4445 s - 4.775 s^3 + 2.0315 s^5 of each singular value s, which are at most 1 at first."""
+    x = matrix.to(dtype)
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
