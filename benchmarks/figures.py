@@ -1,16 +1,14 @@
-"""What the figure scripts of both lessons share: their flags, animations, learning curves."""
+"""What the figure scripts of both lessons share: their flags, rows of images, animations."""
 
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError, add_data_flags
 from utils.data import load_digits
 from utils.plots import to_picture
-from utils.tables import read_rows, write_rows
-
-CURVE_EVERY = 50  # steps that a point of a learning curve averages
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
@@ -36,6 +34,26 @@ def draw_figures(figures: dict, pipeline, image_channels: int, device, args) -> 
     print(f"{', '.join(names)}: drawn to {args.output_dir}")
 
 
+def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None) -> None:
+    """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions above the columns."""
+    from matplotlib.figure import Figure
+
+    cell, names, head = 0.45, 2.4, 0.3 if captions else 0.0  # inches
+    width, height = names + cell * max(map(len, rows.values())), head + cell * len(rows)
+    figure = Figure(figsize=(width, height), dpi=100)
+    for i, (name, images) in enumerate(rows.items()):
+        canvas = torch.cat(list(F.pad(images.float().cpu().clamp(0, 1), (1, 1, 1, 1), value=0.5)), dim=2)
+        bottom = height - head - cell * (i + 1)
+        axes = figure.add_axes((names / width, bottom / height, cell * len(images) / width, cell / height))
+        axes.imshow(canvas.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        figure.text((names - 0.1) / width, (bottom + cell / 2) / height, name, ha="right", va="center", fontsize=8)
+    for i, caption in enumerate(captions or []):
+        x, y = names + cell * (i + 0.5), height - head / 2
+        figure.text(x / width, y / height, caption, ha="center", va="center", fontsize=8)
+    figure.savefig(path)
+
+
 def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
     """Frames, images (C, H, W) in [0, 1] or files of them, as an animation that rests on its last one."""
     from PIL import Image
@@ -47,38 +65,3 @@ def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: 
         pictures.append(picture.convert("L").resize(size, Image.Resampling.NEAREST).quantize(16))
     durations = [milliseconds] * (len(pictures) - 1) + [2500]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-
-
-def plot_curves(files: dict[str, str], expected: Path, folder: Path) -> None:
-    """The learning curves of the runs that wrote `files`, {name: checkpoint}, over the expected ones, EXPECTED/NAME.csv, to
-    FOLDER/curves.png; averaged over every 50 steps they go to FOLDER/NAME.csv.
-
-    Raises UserError if a checkpoint has no metrics.csv beside it.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(files), 3), dpi=90, layout="constrained")
-    for axes, (name, file) in zip(figure.subplots(1, len(files), squeeze=False)[0], files.items()):
-        yours = averages(read_rows(Path(file).parent / "metrics.csv"))
-        if not yours:
-            raise UserError(f"There is no metrics.csv beside {file}.")
-        expectation = read_rows(expected / f"{name}.csv")
-        for label, rows in (("expected", expectation), ("yours", yours)):
-            axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=label)
-        axes.set_title(f"{name}, loss", fontsize=9)
-        axes.set_xlabel("step")
-        losses = torch.tensor([row["loss"] for row in expectation or yours])
-        low, high = losses.quantile(torch.tensor([0.0, 0.95])).tolist()  # the first steps would hide the others
-        axes.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
-        axes.legend(fontsize=8)
-        write_rows(folder / f"{name}.csv", [{key: f"{value:.6g}" for key, value in row.items()} for row in yours])
-    figure.savefig(folder / "curves.png")
-
-
-def averages(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Rows of metrics, one a step, averaged over every 50 steps, each under its last step."""
-    parts = [rows[i : i + CURVE_EVERY] for i in range(0, len(rows), CURVE_EVERY)]
-    return [
-        {name: part[-1][name] if name == "step" else sum(row[name] for row in part) / len(part) for name in part[0]}
-        for part in parts
-    ]

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from dall_e import attention_masks
 from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
-from figures import add_figure_flags, draw_figures, plot_curves, save_gif
+from figures import add_figure_flags, draw_figures, save_gif, save_rows
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, run
 from utils.data import Images
 from utils.machine import get_device
-from utils.plots import save_grid, save_rows
+from utils.plots import save_grid
 from utils.prompts import DIGIT_WORDS
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
@@ -153,11 +153,6 @@ def training(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)
 
 
-def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
-    """The learning curves of your run over the expected ones, those of the committed defaults."""
-    plot_curves(pipeline.files, ROOT / "lesson_08" / "figures", folder)
-
-
 def sample_grids(checkpoint: str) -> list[Path]:
     grids = list(Path(checkpoint).parent.glob("sample-*.png"))
     if not grids:
@@ -172,7 +167,7 @@ def empty_image(dvae: DiscreteVAE) -> Tensor:
     return dvae.encode(black)[0]
 
 
-FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training, curves)}
+FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}
 
 if __name__ == "__main__":
     run(main)

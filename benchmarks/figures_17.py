@@ -9,13 +9,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 import torch
 from diffusion import guided
 from diffusion_decoder import from_x_0, to_x_0
-from figures import add_figure_flags, draw_figures, plot_curves
+from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, run
 from utils.data import Images
 from utils.machine import get_device
-from utils.plots import save_rows
 from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
 
 NUM_COLUMNS = 11
@@ -108,18 +107,13 @@ def steps(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     )
 
 
-def curves(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
-    """The learning curves of your run over the expected ones, those of the committed defaults."""
-    plot_curves(pipeline.files, ROOT / "lesson_17" / "figures", folder)
-
-
 def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
     """Two images of each digit's word, always from the same seeds."""
     prompts = [word for word in DIGIT_WORDS for _ in range(2)]
     return pipeline.draw(prompts, list(range(len(prompts))), **{**DEFAULT_SAMPLING, **sampling})
 
 
-FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps, curves)}
+FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps)}
 
 if __name__ == "__main__":
     run(main)

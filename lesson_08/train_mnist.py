@@ -9,12 +9,12 @@ import torch
 from bpe import CaptionTable, Tokenizer
 from dall_e import DALL_E_PRESETS, DallE
 from dvae import DiscreteVAE, DVAEConfig
+from muon import Muon
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, TrainingParser, UserError, run
 from utils.data import load_digits
 from utils.machine import get_device, say
-from utils.muon import Muon
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, draw_prompt_ids
 from utils.run import Run
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def make_optimizers(dall_e: DallE, training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, which needs fewer steps (utils/muon.py), and AdamW, the paper's, for all else:
+    """Muon for the matrices of the blocks, which needs fewer steps (muon.py), and AdamW, the paper's, for all else:
     embeddings, heads, gains and biases."""
     blocks = [p for p in dall_e.blocks.parameters() if p.ndim == 2]
     by_muon = {id(p) for p in blocks}
@@ -114,8 +114,9 @@ def make_optimizers(dall_e: DallE, training: TrainingConfig) -> list[torch.optim
         {"params": [p for p in others if p.ndim == 2], "weight_decay": training.weight_decay},
         {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
     ]
+    dtype = torch.bfloat16 if training.mixed_precision == "bf16" else torch.float32
     return [
-        Muon(blocks, training.learning_rate, training.weight_decay),
+        Muon(blocks, training.learning_rate, training.weight_decay, dtype=dtype),
         torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96)),
     ]
 

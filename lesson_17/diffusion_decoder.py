@@ -61,7 +61,9 @@ class DecoderConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
         if min(self.width, *self.width_multipliers) < 1 or not 1 <= self.num_blocks <= 100 or self.extra_channels < 0:
-            raise ValueError("width and its multipliers are at least 1, num_blocks 1 to 100, and extra_channels at least 0.")
+            raise ValueError(
+                "width and its multipliers are at least 1, num_blocks 1 to 100, and extra_channels at least 0."
+            )
         if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)

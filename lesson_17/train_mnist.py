@@ -15,13 +15,13 @@ from clip import CLIP, CLIP_PRESETS
 from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
 from lesson_08.bpe import PAD_ID, CaptionTable, Tokenizer
+from lesson_08.muon import Muon
 from pipeline import FrozenCLIP, add_end, nearest_digit, tokenize
 from torch import Tensor, nn
 from utils.checkpoints import load_checkpoint
 from utils.cli import ROOT, TrainingParser, UserError, run
 from utils.data import NUM_CLASSES, load_digits
 from utils.machine import get_device, say
-from utils.muon import Muon
 from utils.plots import save_grid, save_matrix
 from utils.prompts import PROMPTS, draw_prompt_ids, prompt_ids
 from utils.run import Run
@@ -94,7 +94,7 @@ def is_finished(stage: str, training: TrainingConfig, args, clip: FrozenCLIP | N
 
 
 def make_optimizers(model: nn.Module, blocks: list[nn.Module], training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer blocks, which needs fewer steps (utils/muon.py), and AdamW, the paper's, for all
+    """Muon for the matrices of transformer blocks, which needs fewer steps (lesson_08/muon.py), and AdamW, the paper's, for all
     else: convolutions, embeddings, heads, gains and biases."""
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
     by_muon = {id(p) for p in matrices}
@@ -103,7 +103,8 @@ def make_optimizers(model: nn.Module, blocks: list[nn.Module], training: Trainin
         {"params": [p for p in others if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
     ]
-    muon = [Muon(matrices, training.learning_rate, training.weight_decay)] if matrices else []
+    dtype = torch.bfloat16 if training.mixed_precision == "bf16" else torch.float32
+    muon = [Muon(matrices, training.learning_rate, training.weight_decay, dtype=dtype)] if matrices else []
     return [*muon, torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96))]
 
 

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
+from lesson_08.muon import Muon
 from utils.cli import run
-from utils.muon import Muon
 from utils.run import Run
 from utils.training import TrainingConfig, build_model
 

@@ -8,10 +8,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+from bpe import Tokenizer
 from clip import CLIP, CLIPConfig
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
-from bpe import Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from scripts import ROOT, refused, script

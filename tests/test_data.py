@@ -10,7 +10,7 @@ from utils.cli import UserError
 from utils.data import load_digits, map_in_parts
 from utils.machine import Threads
 from utils.prompts import PROMPTS, draw_prompt_ids, known_prompts, prompt_ids
-from utils.tables import read_rows, write_rows
+from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
 
 
 def test_embedded_digits_are_split_evenly(tmp_path):
@@ -68,9 +68,11 @@ def test_rows_are_appended_and_half_a_line_is_left_out(tmp_path):
     assert read_rows(path) == []
     write_rows(path, [{"step": 1, "loss": 0.5}])
     write_rows(path, [{"step": 2, "loss": 0.25}], append=True)
-    assert read_rows(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    assert read_numbers(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
     path.write_text(path.read_text() + "3,0.")
-    assert [row["step"] for row in read_rows(path)] == [1, 2]
+    assert [row["step"] for row in read_rows(path)] == ["1", "2"]
+    drop_rows_after(path, 1)
+    assert path.read_text().splitlines() == ["step,loss", "1,0.5"] and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from line import fit_line
-from scripts import ROOT, TINY, files_of, refused, script, succeeds
+from scripts import ROOT, TINY, refused, script, succeeds
 from stages import STAGES, folder_of
 
 from utils.checkpoints import load_checkpoint, newest_checkpoint

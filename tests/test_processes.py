@@ -134,30 +134,26 @@ def test_every_stage_trains_in_two_processes(name, earlier_stages, tmp_path):
     assert (folder / "sample-3.png").exists() and load_checkpoint(folder / f"{name}-3.pt", name)["step"] == 3
 
 
-def without_chance(name):
-    """Flags that leave no noise in a stage's training that differs among processes."""
-    return ("--caption_dropout", 0, "--token_corruption", 0, "--text_loss_weight", 0) if name == "dall_e" else ()
-
-
-def test_a_sharded_transformer_has_the_losses_and_weights_of_one_process(earlier_stages, tmp_path):
-    """DALL·E without chance in it: from the same first weights, by one process, by two, and by two with shards."""
-    runs = {"one": ((), 1), "two": ((), 2), "shards": (("--shard",), 2)}
-    for folder, (flags, number) in runs.items():
-        steps = ("--num_training_steps", 4, *without_chance("dall_e"), *flags)
-        train("dall_e", tmp_path / folder, earlier_stages, *steps, num_processes=number)
-    one = load_checkpoint(tmp_path / "one/dall_e-4.pt", "dall_e")
-    for folder in ("two", "shards"):
-        losses = [[row["image_loss"] for row in rows_of(tmp_path / run)] for run in ("one", folder)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        other = load_checkpoint(tmp_path / folder / "dall_e-4.pt", "dall_e")
-        for part in ("model", "ema"):
-            for name, tensor in one[part].items():
-                torch.testing.assert_close(other[part][name], tensor, rtol=1e-2, atol=1e-3)
-        assert str(other["optimizers"][0].keys()) == str(one["optimizers"][0].keys())
-        for ours, theirs in zip(other["optimizers"], one["optimizers"]):
-            assert ours["state"].keys() == theirs["state"].keys()
-            shapes = [{k: getattr(v, "shape", None) for k, v in s.items()} for s in ours["state"].values()]
-            assert shapes == [{k: getattr(v, "shape", None) for k, v in s.items()} for s in theirs["state"].values()]
+@pytest.mark.parametrize("name", ["dall_e", "decoder"])
+def test_shards_have_the_losses_and_weights_of_whole_models(name, earlier_stages, tmp_path):
+    """Two processes that hold all weights each, and two that hold a part each, from the same start with the same noise."""
+    folders = []
+    for flags in ((), ("--shard",)):
+        folders.append(folder_of(name, tmp_path / f"run {len(folders)}"))
+        steps = ("--num_training_steps", 3, "--sample_every", 3, *flags)
+        train(name, tmp_path / f"run {len(folders) - 1}", earlier_stages, *steps, num_processes=2)
+    (losses, other_losses), (one, other) = (
+        ([row["loss"] for row in rows_of(folder)] for folder in folders),
+        (load_checkpoint(folder / f"{name}-3.pt", name) for folder in folders),
+    )
+    assert losses == pytest.approx(other_losses, rel=2e-5)
+    assert one["held_out"] == pytest.approx(other["held_out"], rel=1e-3)
+    for part in ("model", "ema"):
+        for key, tensor in one[part].items():
+            torch.testing.assert_close(other[part][key], tensor, rtol=1e-2, atol=1e-4)
+    for ours, theirs in zip(one["optimizers"], other["optimizers"]):
+        shapes = [[{k: v.shape for k, v in s.items()} for s in o["state"].values()] for o in (ours, theirs)]
+        assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", ["dall_e", "decoder"])

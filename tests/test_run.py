@@ -8,9 +8,10 @@ from unittest import mock
 import pytest
 import torch
 from line import Line, LineConfig, fit_line, make_line, points
+from muon import Muon, orthogonalized
 from torch import nn
 
-import utils.run
+import utils.training
 from utils.checkpoints import (
     CONTENTS,
     find_checkpoint,
@@ -21,9 +22,8 @@ from utils.checkpoints import (
     save_checkpoint,
 )
 from utils.cli import UserError
-from utils.muon import Muon, orthogonalized
-from utils.run import Run, batch_index
-from utils.training import TrainingConfig, build_model, scheduled_rate
+from utils.run import Run
+from utils.training import TrainingConfig, batch_index, build_model, scheduled_rate
 
 CONFIG = TrainingConfig(100, 4, 0.1, warmup_steps=9)
 
@@ -32,7 +32,9 @@ def test_the_rate_warms_up_linearly_and_falls_on_half_a_cosine():
     rates = [scheduled_rate(CONFIG, step) for step in range(101)]
     cosine = [0.1 * (1 + math.cos(math.pi * step / 100)) / 2 for step in range(101)]
     assert rates[:9] == pytest.approx([rate * (step + 1) / 10 for step, rate in enumerate(cosine[:9])])
-    assert rates[9:] == pytest.approx(cosine[9:]) and rates[50] == pytest.approx(0.05) and rates[100] == pytest.approx(0)
+    assert (
+        rates[9:] == pytest.approx(cosine[9:]) and rates[50] == pytest.approx(0.05) and rates[100] == pytest.approx(0)
+    )
 
 
 def test_a_run_is_the_loop_that_one_would_write_by_hand(tmp_path):
@@ -47,7 +49,7 @@ def test_a_run_is_the_loop_that_one_would_write_by_hand(tmp_path):
     order = torch.cat(
         [torch.randperm(20, generator=torch.Generator().manual_seed(hash((seed, e)) % 2**32)) for e in range(3)]
     )
-    norms, rates = [], []
+    norms, rates, average = [], [], []
     for step in range(total):
         torch.manual_seed(hash((seed, step, 0)) % 2**32)
         gradients = torch.autograd.grad(model(x[order[4 * step : 4 * step + 4]]), parameters)
@@ -163,8 +165,8 @@ def test_each_epoch_shows_each_image_once_however_many_processes(monkeypatch):
     assert seen[:10].tolist() != seen[10:].tolist()
     parts = []
     for process in range(2):
-        monkeypatch.setattr(utils.run, "num_processes", lambda: 2)
-        monkeypatch.setattr(utils.run, "process_index", lambda process=process: process)
+        monkeypatch.setattr(utils.training, "num_processes", lambda: 2)
+        monkeypatch.setattr(utils.training, "process_index", lambda process=process: process)
         parts.append(batch_index(2, 10, 4, 0))
     assert torch.equal(torch.cat(parts), seen[8:12])
 

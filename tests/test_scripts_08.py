@@ -50,7 +50,17 @@ def test_runs_write_what_they_promise(trained):
         "loss.png",
     }
     checkpoint = torch.load(trained / "dall_e/dall_e-3.pt", weights_only=True)
-    assert checkpoint.keys() >= {"name", "config", "tokenizer", "step", "model", "ema", "optimizers", "training", "held_out"}
+    assert checkpoint.keys() >= {
+        "name",
+        "config",
+        "tokenizer",
+        "step",
+        "model",
+        "ema",
+        "optimizers",
+        "training",
+        "held_out",
+    }
     with open(trained / "dvae/metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and rows[0].keys() >= {
@@ -109,8 +119,15 @@ def test_figures_are_drawn(trained, tmp_path):
     figures = ("benchmarks/figures_08.py", *models(trained), "--dataset", "mnist_5k", "--output_dir", tmp_path)
     succeeds(*figures)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names >= {"relaxation.png", "codes.png", "masks.png", "tokens.gif", "sampling.png", "training.gif", "curves.png"}
+    assert names >= {"relaxation.png", "codes.png", "masks.png", "tokens.gif", "sampling.png", "training.gif"}
     refused(script(*figures, "nonsense"), "there is no figure nonsense")
+
+
+def test_curves_are_laid_over_the_expected_ones(trained, tmp_path):
+    curves = ("benchmarks/plot_curves.py", "lesson_08", "--output_dir", tmp_path / "curves", "--runs")
+    succeeds(*curves, trained)
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"curves.png", "dvae.csv", "dall_e.csv"}
+    refused(script(*curves, tmp_path), "no metrics.csv")
 
 
 def test_a_dvae_of_three_channels_trains(tmp_path):

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
-ASK_OTHERS_EVERY = 10  # steps between questions to the other processes whether one of them was stopped
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
 FIRST_LOOK = 0.3  # seconds that the look before a training takes
 
@@ -57,6 +56,12 @@ def num_processes() -> int:
 def process_index() -> int:
     """Which of them this is; the first, 0, is the one that prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run is here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def say(text: str) -> None:
@@ -159,38 +164,26 @@ def lock_folder(folder: Path):
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
-class StopSignals:
-    """Catches SIGINT and SIGTERM, in a `with` statement: the first only asks the run to stop, the second ends it at once.
+@contextlib.contextmanager
+def stop_signals():
+    """Catches SIGINT and SIGTERM: gives a list that the number of the first is put into; a second one ends the program.
 
     A launcher passes on what the terminal has already sent, so what comes within a second of the first is the same one.
     """
+    received, first = [], math.inf
 
-    def __init__(self):
-        self.received, self.at = 0, math.inf  # its number, and when
-
-    def __enter__(self):
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # others may not catch signals
-            self.previous = {number: signal.signal(number, self.catch) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def catch(self, number: int, frame) -> None:
-        if self.received and time.monotonic() - self.at > 1:
+    def catch(number: int, frame) -> None:
+        nonlocal first
+        if time.monotonic() - first > 1:
             os._exit(128 + number)
-        if not self.received:
-            self.received, self.at = number, time.monotonic()
+        if not received:
+            received.append(number)
+            first = time.monotonic()
 
-    def received_by_any(self, step: int, device: torch.device) -> int:
-        """The signal that this process or another of the run has received, or 0: all stop after the same step. Several
-        processes ask each other now and then only, as that waits for the device."""
-        if num_processes() == 1:
-            return self.received
-        if step % ASK_OTHERS_EVERY:
-            return 0
-        received = torch.tensor([self.received], device=device)
-        dist.all_reduce(received, dist.ReduceOp.MAX)
-        return int(received)
+    in_main = threading.current_thread() is threading.main_thread()  # other threads may not catch signals
+    handlers = {n: signal.signal(n, catch) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

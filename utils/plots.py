@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tables import read_rows
+from utils.tables import read_numbers
 
 CELL = 70  # pixels of an image in a grid, about
 LINE = 18  # pixels of a line of text
@@ -47,34 +47,14 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     grid.save(path)
 
 
-def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None) -> None:
-    """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions above the columns."""
-    from matplotlib.figure import Figure
-
-    cell, names, head = 0.45, 2.4, 0.3 if captions else 0.0  # inches
-    width, height = names + cell * max(map(len, rows.values())), head + cell * len(rows)
-    figure = Figure(figsize=(width, height), dpi=100)
-    for i, (name, images) in enumerate(rows.items()):
-        canvas = torch.cat(list(F.pad(images.float().cpu().clamp(0, 1), (1, 1, 1, 1), value=0.5)), dim=2)
-        bottom = height - head - cell * (i + 1)
-        axes = figure.add_axes((names / width, bottom / height, cell * len(images) / width, cell / height))
-        axes.imshow(canvas.permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        figure.text((names - 0.1) / width, (bottom + cell / 2) / height, name, ha="right", va="center", fontsize=8)
-    for i, caption in enumerate(captions or []):
-        x, y = names + cell * (i + 0.5), height - head / 2
-        figure.text(x / width, y / height, caption, ha="center", va="center", fontsize=8)
-    figure.savefig(path)
-
-
 def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
-    """A matrix (R, C) as coloured cells with their values; the rows' labels are captions or images (R, C, H, W)."""
+    """A matrix (R, C) as colored cells with their values; the rows' labels are captions or images (R, C, H, W)."""
     from matplotlib.figure import Figure
 
     values = matrix.float().cpu()
     figure = Figure(figsize=(1.5 + 0.45 * len(columns), 1.5 + 0.3 * len(values)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.imshow(values.numpy(), aspect="auto", cmap="viridis")
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             light = value < (values.min() + values.max()) / 2
@@ -84,7 +64,7 @@ def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: l
     if not isinstance(rows, list):
         for i, image in enumerate(rows.float().cpu()):
             thumbnail = axes.inset_axes((-1.6, i - 0.45, 1, 0.9), transform=axes.transData)
-            thumbnail.imshow(image.permute(1, 2, 0).expand(-1, -1, 3), interpolation="nearest")
+            thumbnail.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
             thumbnail.set_axis_off()
     axes.set_title(title, fontsize=9)
     figure.savefig(path)
@@ -94,7 +74,7 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
     """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
     from matplotlib.figure import Figure
 
-    rows = read_rows(metrics_file)
+    rows = read_numbers(metrics_file)
     names = [name for name in rows[0] if name != "step"]
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(3.2 * len(names), 2.8), dpi=100, layout="constrained")
@@ -102,8 +82,8 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
         values = torch.tensor([row[name] for row in rows])
         window = max(1, len(values) // 50)
         means = F.avg_pool1d(values[None], window, stride=1)[0]
-        axes.plot(steps, values, alpha=0.3)
-        axes.plot(steps[window - 1 :], means, color="C0")
+        axes.plot(steps, values.numpy(), alpha=0.3)
+        axes.plot(steps[window - 1 :], means.numpy(), color="C0")
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step")
     figure.suptitle(title)

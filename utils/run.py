@@ -1,20 +1,8 @@
-"""What no paper is about, around a training loop that its script shows:
-
-with Run("dvae", dvae, [optimizer], training, args.output_dir, args.resume) as run:
-    for step, index in run.steps(len(train_set)):           # where a stopped run was, to the end
-        loss, metrics = run.model(...)                      # in the precision, the processes and shards of the run
-        run.update(loss, **metrics)                         # backward, clipping, optimizers, averaging, log
-        if run.is_due(training.sample_every):
-            with run.evaluation() as averaged:              # averaged weights, no gradients, random numbers apart
-                run.log_held_out(evaluate(averaged, ...))
-        if run.is_due(training.save_every):
-            run.save()
-"""
+"""What no paper is about, around a training loop that its script shows."""
 
 import contextlib
 import functools
 import math
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,11 +15,21 @@ from tqdm import tqdm
 
 from utils.checkpoints import checkpoints_in, load_checkpoint, newest_checkpoint, save_checkpoint
 from utils.cli import UserError
-from utils.machine import StopSignals, Threads, get_device, lock_folder, num_processes, process_index, say
-from utils.tables import read_rows, write_rows
-from utils.training import TrainingConfig, load_state, local, scheduled_rate, whole
+from utils.machine import (
+    Threads,
+    get_device,
+    lock_folder,
+    num_processes,
+    process_index,
+    say,
+    stop_signals,
+    wait_for_all,
+)
+from utils.tables import drop_rows_after, write_rows
+from utils.training import TrainingConfig, batch_index, load_state, local, scheduled_rate, whole
 
 METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
+ASK_OTHERS_EVERY = 10  # steps between questions to the other processes whether one of them was stopped
 
 
 class Run:
@@ -49,14 +47,14 @@ class Run:
         self,
         name: str,
         model: nn.Module,
-        optimizers: list[torch.optim.Optimizer],
+        optimizers: list,
         training: TrainingConfig,
-        output_dir: Path,
-        resume: bool = False,
+        folder: Path,
+        resume=False,
         **extra,
     ):
         self.name, self.module, self.optimizers, self.training = name, model, optimizers, training
-        self.folder, self.resume, self.extra = Path(output_dir), resume, {"tokenizer": None, "sources": {}, **extra}
+        self.folder, self.resume, self.extra = Path(folder), resume, {"tokenizer": None, "sources": {}, **extra}
         self.device, self.is_main = get_device(), process_index() == 0
         self.sharded = training.shard and num_processes() > 1
         self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if training.ema_decay else None
@@ -70,18 +68,17 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            self.signals = stack.enter_context(StopSignals())
             if self.is_main:
                 stack.enter_context(lock_folder(self.folder))
-            self.held_open = stack.pop_all()
+            self.stopped_by = stack.enter_context(stop_signals())
+            self.held = stack.pop_all()
         return self
 
     def __exit__(self, error_type, error, traceback):
-        self.held_open.close()
+        self.held.close()
         if isinstance(error, OSError):
-            raise UserError(
-                f"{self.folder} cannot be written: {error.strerror or error}. {self.last_good()}"
-            ) from error
+            reason = f"{self.folder} cannot be written: {error.strerror or error}."
+            raise UserError(f"{reason} {self.last_good()}") from error
 
     def steps(self, num_images: int) -> Iterator[tuple[int, Tensor]]:
         """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of
@@ -99,7 +96,8 @@ class Run:
             f"{t.num_training_steps} steps of {t.batch_size} images on {parts} x {self.device}, "
             f"mixed precision {t.mixed_precision}, into {self.folder}"
         )
-        self.drop_rows_after(self.step)
+        for name in ("metrics.csv", "held_out_metrics.csv") if self.is_main else ():
+            drop_rows_after(self.folder / name, self.step)
         bar = {"initial": self.step, "total": t.num_training_steps, "desc": self.name, "disable": not self.is_main}
         with tqdm(**bar) as self.progress:
             self.module.train()
@@ -107,7 +105,7 @@ class Run:
                 torch.manual_seed(hash((self.seed, self.step, process_index())) % 2**32)  # a generator takes 32 bits
                 yield self.step, batch_index(self.step, num_images, t.batch_size, self.seed).to(self.device)
                 threads.look()
-                if number := self.signals.received_by_any(self.step, self.device):
+                if number := self.signal_to_any():
                     self.save()
                     say(f"Stopped at step {self.step}, and saved; the same command with --resume goes on.")
                     sys.exit(128 + number)
@@ -183,25 +181,17 @@ class Run:
             values = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64, device=self.device)
             dist.all_reduce(values)
             rows = [dict(zip(rows[0], row)) for row in (values / num_processes()).tolist()]
-        good = [{**row, "step": int(row["step"])} for row in rows if all(map(math.isfinite, row.values()))]
-        bad = next((row for row in rows if not all(map(math.isfinite, row.values()))), None)
+        bad = next((i for i, row in enumerate(rows) if not all(map(math.isfinite, row.values()))), len(rows))
         if self.is_main:
             write_rows(
-                self.folder / "metrics.csv", [r for r in good if not bad or r["step"] < bad["step"]], append=True
+                self.folder / "metrics.csv", [{**row, "step": int(row["step"])} for row in rows[:bad]], append=True
             )
-        if bad is not None:
+        for row in rows[bad : bad + 1]:
             raise UserError(
-                f"The loss is {bad['loss']:.4g} and its gradient {bad['grad_norm']:.4g} at step {bad['step']:.0f}, with a "
-                f"learning rate of {bad['learning_rate']:.3g}, so the run is stopped. {self.last_good()} A lower "
+                f"The loss is {row['loss']:.4g} and its gradient {row['grad_norm']:.4g} at step {row['step']:.0f}, with a "
+                f"learning rate of {row['learning_rate']:.3g}, so the run is stopped. {self.last_good()} A lower "
                 f"--learning_rate may help."
             )
-
-    def drop_rows_after(self, step: int) -> None:
-        """Take out of both logs what an earlier run wrote after this step."""
-        for name in ("metrics.csv", "held_out_metrics.csv") if self.is_main else ():
-            rows = [{**row, "step": int(row["step"])} for row in read_rows(self.folder / name) if row["step"] <= step]
-            write_rows(self.folder / f".{name}.tmp", rows)
-            os.replace(self.folder / f".{name}.tmp", self.folder / name)
 
     def save(self) -> None:
         """Write NAME-STEP.pt, and delete older ones but the newest `keep_newest` (0 keeps all) and those of each
@@ -220,6 +210,7 @@ class Run:
             for step in list(files)[: -t.keep_newest] if t.keep_newest else ():
                 if not t.milestone_every or step % t.milestone_every:
                     files[step].unlink()
+        wait_for_all()
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the folder, if there is one, with its seed."""
@@ -227,10 +218,8 @@ class Run:
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
         checkpoint = load_checkpoint(path, self.name)
-        same = (checkpoint["ema"] is None) == (self.ema is None) and len(checkpoint["optimizers"]) == len(
-            self.optimizers
-        )
-        if checkpoint["config"] != asdict(self.module.config) or not same:
+        ours = (asdict(self.module.config), self.ema is None, len(self.optimizers))
+        if ours != (checkpoint["config"], checkpoint["ema"] is None, len(checkpoint["optimizers"])):
             raise UserError(
                 f"{path} was trained with other sizes or settings; resume with the flags it was begun with."
             )
@@ -241,22 +230,19 @@ class Run:
             reached = f"{self.folder} is at step {checkpoint['step']} already"
             raise UserError(f"{reached}; ask for more with --num_training_steps.")
         load_state(self.module, self.ema, self.optimizers, checkpoint)
-        self.step, self.seed = checkpoint["step"], checkpoint["training"]["seed"]
+        self.step, self.seed, self.held_out = checkpoint["step"], checkpoint["training"]["seed"], checkpoint["held_out"]
         say(f"Resuming from {path}")
+
+    def signal_to_any(self) -> int:
+        """The number of the signal that this process or another of the run has received, or 0: all stop after the same
+        step. Several processes ask each other now and then only, as that waits for the device."""
+        if num_processes() > 1 and self.step % ASK_OTHERS_EVERY:
+            return 0
+        received = torch.tensor([*self.stopped_by, 0], device=self.device)[:1]
+        if num_processes() > 1:
+            dist.all_reduce(received, dist.ReduceOp.MAX)
+        return int(received)
 
     def last_good(self) -> str:
         path = newest_checkpoint(self.folder, self.name)
         return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."
-
-
-def batch_index(step: int, num_images: int, batch_size: int, seed: int) -> Tensor:
-    """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another."""
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    index = torch.stack([shuffled(num_images, seed, p // num_images)[p % num_images] for p in positions])
-    return index.chunk(num_processes())[process_index()]
-
-
-@functools.lru_cache(maxsize=2)
-def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch."""
-    return torch.randperm(num_images, generator=torch.Generator().manual_seed(hash((seed, epoch)) % 2**32))

@@ -1,6 +1,7 @@
 """CSV files: metrics, learning curves, lists of samples."""
 
 import csv
+import os
 from pathlib import Path
 
 
@@ -14,9 +15,19 @@ def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
             writer.writerows(rows)
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers; none if there is no such file. A last line that was cut off is left out."""
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no such file. A last line that was cut off is left out."""
     if not path.exists():
         return []
-    whole_lines = path.read_text().rpartition("\n")[0].splitlines()
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole_lines)]
+    return list(csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()))
+
+
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV file of numbers."""
+    return [{name: float(value) for name, value in row.items()} for row in read_rows(path)]
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Take out of a log the rows of later steps, which a run that was stopped wrote after its last checkpoint."""
+    write_rows(path.with_name(f".{path.name}.tmp"), [row for row in read_rows(path) if int(row["step"]) <= step])
+    os.replace(path.with_name(f".{path.name}.tmp"), path)

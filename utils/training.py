@@ -1,5 +1,6 @@
 """How a model is trained, in numbers, and how it comes to its device: initialized from a seed, whole or in shards."""
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.cli import UserError
-from utils.machine import default_precision, get_device, num_processes, total_memory
+from utils.machine import default_precision, get_device, num_processes, process_index, total_memory
 
 
 @dataclass
@@ -59,6 +60,19 @@ def scheduled_rate(training: TrainingConfig, step: int) -> float:
     """The learning rate of a step: a linear warm-up, then half a cosine down to 0."""
     warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
     return training.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / training.num_training_steps))
+
+
+def batch_index(step: int, num_images: int, batch_size: int, seed: int) -> Tensor:
+    """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    index = torch.stack([shuffled(num_images, seed, p // num_images)[p % num_images] for p in positions])
+    return index.chunk(num_processes())[process_index()]
+
+
+@functools.lru_cache(maxsize=2)
+def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch."""
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(hash((seed, epoch)) % 2**32))
 
 
 def with_sizes(config, **sizes):

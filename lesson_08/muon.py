@@ -12,8 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from utils.machine import default_precision
-
 NEWTON_SCHULZ_STEPS = 5
 
 
@@ -21,9 +19,9 @@ class Muon(torch.optim.Optimizer):
     """Steps of orthogonalized Nesterov momentum for matrices, of the root mean square that AdamW's steps have (0.2, arXiv
     2502.16982, section 2.2), so that one learning rate serves both; with decoupled weight decay."""
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95, dtype=torch.float32):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = torch.bfloat16 if default_precision() == "bf16" else torch.float32
+        self.dtype = dtype  # of the orthogonalization; bfloat16 is enough
 
     @torch.no_grad()
     def step(self) -> None:
