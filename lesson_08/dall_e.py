@@ -15,7 +15,7 @@ K image vocabulary, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -46,26 +46,18 @@ class DallEConfig:
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
-        for name in (
-            "text_vocab_size",
-            "text_seq_len",
-            "image_vocab_size",
-            "grid_size",
-            "dim",
-            "num_layers",
-            "num_heads",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
-        for name in ("dropout", "caption_dropout", "token_corruption", "text_loss_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if f.type is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
         if self.num_layers > 1000:
             raise ValueError(f"num_layers {self.num_layers} is more than 1,000.")
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
-        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd and positive.")
+        if self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd.")
 
     @property
     def image_seq_len(self) -> int:
@@ -155,7 +147,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each normalised first and added to the residual stream."""
+    """Attention and a feed-forward network, each normalized first and added to the residual stream."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()

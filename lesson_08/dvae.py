@@ -9,7 +9,7 @@ D codebook width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +37,12 @@ class DVAEConfig:
     beta: float = 0.3  # weight of the KL term, equation (1); 6.6 in the paper
 
     def __post_init__(self):
-        for name in ("image_size", "image_channels", "codebook_size", "codebook_dim", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
-        if self.hidden_dim < 4:
-            raise ValueError(
-                f"hidden_dim {self.hidden_dim} is less than 4: blocks have a quarter of the channels inside."
-            )
-        if self.num_blocks > 100 or not 0 <= self.num_downsamples <= 10:
-            raise ValueError("num_blocks is at most 100, and num_downsamples 0 to 10.")
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta {self.beta} is not a weight.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        if self.hidden_dim < 4 or max(self.num_blocks, self.num_downsamples) > 100 or not 0 <= self.beta < math.inf:
+            raise ValueError("hidden_dim is 4 or more, num_blocks and num_downsamples 100 or less, and beta 0 or more.")
         if self.image_size % 2**self.num_downsamples:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}, "
@@ -136,7 +131,7 @@ class DiscreteVAE(nn.Module):
 
     def init_weights(self, module: nn.Module) -> None:
         """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        # Unit gain. PyTorch's own initialisation is smaller, and in short trials the codebook spread more slowly from it.
+        # Unit gain. PyTorch's own initialization is smaller, and in short trials the codebook spread more slowly from it.
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
             nn.init.zeros_(module.bias)

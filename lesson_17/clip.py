@@ -1,4 +1,4 @@
-"""CLIP: images and captions as neighbours in one space (arXiv 2103.00020; its use in DALL·E 2, arXiv 2204.06125, section 2).
+"""CLIP: images and captions as neighbors in one space (arXiv 2103.00020; its use in DALL·E 2, arXiv 2204.06125, section 2).
 
 Two transformers, one that reads images and one that reads captions, learn to give an image and its caption embeddings
 that point the same way, and to tell them from all the others of the batch. DALL·E 2 then works in that space.
@@ -10,7 +10,7 @@ B batch, C image channels, H image height and width, N image patches, T text tok
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +42,12 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
-        for name in ("image_size", "image_channels", "patch_size", "text_vocab_size", "text_seq_len", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
-        for name in ("image_layers", "text_layers", "image_heads", "text_heads", "image_width", "text_width"):
-            if not 1 <= getattr(self, name) <= 100_000 or "layers" in name and getattr(self, name) > 1000:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1, or too large.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not (f.name != "pad_id") <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        if max(self.image_layers, self.text_layers) > 1000:
+            raise ValueError("image_layers and text_layers are 1,000 or less.")
         if not 0 <= self.pad_id < self.text_vocab_size:
             raise ValueError(f"pad_id {self.pad_id} is not one of {self.text_vocab_size} text ids.")
         if self.image_size % self.patch_size:
@@ -105,7 +105,7 @@ class QuickGELU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each normalised first and added to the residual stream."""
+    """Attention and a feed-forward network, each normalized first and added to the residual stream."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -244,7 +244,7 @@ def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PretrainedCLIP(nn.Module):
-    """Any CLIP that transformers loads, frozen, with the interface of ours: images are resized and normalised, and
+    """Any CLIP that transformers loads, frozen, with the interface of ours: images are resized and normalized, and
     their channels repeated, as it was trained to see them."""
 
     def __init__(self, name: str, text_seq_len: int = 16):

@@ -10,7 +10,7 @@ B batch, C image channels, H image height and width, E size of CLIP's embeddings
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -47,23 +47,14 @@ class DecoderConfig:
     prediction: str = "v"  # eps in the paper; v learns faster, and its x_0 does not blow up where t is large
 
     def __post_init__(self):
-        for name in (
-            "image_size",
-            "image_channels",
-            "clip_embed_dim",
-            "clip_text_width",
-            "clip_text_seq_len",
-            "head_dim",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
-        for name in ("image_dropout", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
-        if min(self.width, *self.width_multipliers) < 1 or not 1 <= self.num_blocks <= 100 or self.extra_channels < 0:
-            raise ValueError(
-                "width and its multipliers are at least 1, num_blocks 1 to 100, and extra_channels at least 0."
-            )
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not (f.name != "extra_channels") <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if f.type is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
+        if min(self.width_multipliers) < 1 or self.num_blocks > 100:
+            raise ValueError("width_multipliers are 1 or more, and num_blocks 100 or less.")
         if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)

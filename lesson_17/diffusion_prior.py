@@ -8,7 +8,7 @@ B batch, T text tokens, E size of CLIP's embeddings, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from clip import Block
@@ -35,11 +35,14 @@ class PriorConfig:
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
-        for name in ("clip_embed_dim", "clip_text_width", "clip_text_seq_len", "dim", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is less than 1.")
-        if self.num_layers > 1000 or not 0 <= self.caption_dropout <= 1:
-            raise ValueError("num_layers is at most 1,000, and caption_dropout in [0, 1].")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if f.type is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
+        if self.num_layers > 1000:
+            raise ValueError(f"num_layers {self.num_layers} is more than 1,000.")
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         if self.dim % 2 or self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is odd or does not divide into {self.num_heads} heads.")

@@ -120,7 +120,7 @@ def interpolation(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[T
 
 
 def text_diff(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
-    """Section 3.3: z_i turned towards the direction from one caption to the other, x_T as it is."""
+    """Section 3.3: z_i turned toward the direction from one caption to the other, x_T as it is."""
     z_t, _ = pipeline.clip.encode_prompts(args.prompts, z_i.device)
     z_d = F.normalize(z_t[1::2] - z_t[::2], dim=-1)
     fractions = torch.linspace(0, 0.5, NUM_COLUMNS, device=z_i.device)

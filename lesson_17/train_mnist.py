@@ -52,6 +52,7 @@ STAGES = {
 FROM_DATA = {"image_size", "text_vocab_size", "pad_id", "extra_channels"}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
 NUM_HELD_OUT = 1000  # test images that each sample step measures
+NUM_DRAWN = 20  # embeddings of each prompt that the prior draws then
 
 
 def main() -> None:
@@ -193,7 +194,7 @@ def evaluate_prior(
     """Where the embeddings lie that the prior draws for PROMPTS, given CLIP's of them, (20, E) and (20, T, width): their mean
     cosines with the mean real embedding of each digit and with all captions, (20, 10 + 20); and how near they are to their
     own. image_embed (N, E) and labels (N,) are those of real images."""
-    prompt = torch.arange(len(PROMPTS), device=labels.device).repeat_interleave(NUM_HELD_OUT // len(PROMPTS))
+    prompt = torch.arange(len(PROMPTS), device=labels.device).repeat_interleave(NUM_DRAWN)
     drawn = draw_image_embed(prior, text_embed[prompt], text_encodings[prompt])
     digits = torch.arange(NUM_CLASSES, device=labels.device).repeat_interleave(len(prompt) // NUM_CLASSES)
     means = torch.stack([image_embed[labels == digit].mean(dim=0) for digit in range(NUM_CLASSES)])

@@ -201,7 +201,7 @@ def test_paper_preset_has_the_size_of_vit_h():
     assert sum(p.numel() for p in model.image_encoder.parameters()) / 1e6 == pytest.approx(632, rel=0.01)
 
 
-def test_a_pretrained_one_is_loaded_with_its_own_tokenizer_size_and_normalisation(tmp_path):
+def test_a_pretrained_one_is_loaded_with_its_own_tokenizer_size_and_normalization(tmp_path):
     save_pretrained(tmp_path)
     model = PretrainedCLIP(str(tmp_path), text_seq_len=6)
     tokens = model.tokenize(["seven", "7"])

@@ -236,7 +236,7 @@ def test_it_overfits_a_few_images():
     assert torch.equal(model.eval().generate(text, temperature=0.0), image)
 
 
-def test_it_trains_on_the_tokens_of_larger_images_in_colour():
+def test_it_trains_on_the_tokens_of_larger_images_in_color():
     torch.manual_seed(0)
     dvae = DiscreteVAE(DVAEConfig(image_size=32, image_channels=3, codebook_size=32, hidden_dim=8))
     image = dvae.encode(torch.rand(4, 3, 32, 32))

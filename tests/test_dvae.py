@@ -156,7 +156,7 @@ def test_collapse_is_seen():
     assert use["perplexity"].item() == pytest.approx(16, rel=1e-4) and use["codes_used"] == 16
 
 
-def test_it_learns_colour_images_of_another_size():
+def test_it_learns_color_images_of_another_size():
     torch.manual_seed(0)
     model = DiscreteVAE(DVAEConfig(image_size=32, image_channels=3, **SMALL))
     images = (torch.rand(8, 3, 2, 2) > 0.5).float().repeat_interleave(16, 2).repeat_interleave(16, 3)

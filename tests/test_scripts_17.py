@@ -183,7 +183,7 @@ def test_a_stage_does_not_go_on_with_another_clip_or_past_its_end(trained, tmp_p
     assert result.returncode == 2 and "another clip" in result.stderr
 
 
-def test_colours_that_clip_does_not_see_are_refused(trained, tmp_path):
+def test_colors_that_clip_does_not_see_are_refused(trained, tmp_path):
     other = ("--stage", "decoder", "--image_channels", 3, "--clip_checkpoint", trained / "clip/clip-2.pt")
     refused(script("lesson_17/train_mnist.py", *TINY, *other, "--output_dir", tmp_path), "--image_channels 1")
 

@@ -19,7 +19,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def randomised(model):
+def randomized(model):
     for parameter in model.parameters():  # the decoder's output starts as zero, which would hide everything
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -38,7 +38,7 @@ def training_loss(model, x_0, *conditions):
 
 
 def test_the_prior_reads_all_it_is_told():
-    prior = randomised(DiffusionPrior(PRIOR))
+    prior = randomized(DiffusionPrior(PRIOR))
     (text_embed, encodings), x_t, t = conditions(), torch.randn(4, 8), torch.tensor([1, 50, 500, 1000])
     out = prior(x_t, t, text_embed, encodings)
     assert out.shape == (4, 8)
@@ -52,7 +52,7 @@ def test_the_prior_reads_all_it_is_told():
 
 
 def test_the_priors_positions_see_none_that_come_after_them():
-    prior, seen = randomised(DiffusionPrior(PRIOR)), []
+    prior, seen = randomized(DiffusionPrior(PRIOR)), []
     prior.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
     (text_embed, encodings), x_t, t = conditions(), torch.randn(4, 8), torch.tensor([1, 50, 500, 999])
     changed_encodings = [encodings.clone() for _ in range(3)]
@@ -71,7 +71,7 @@ def test_the_priors_positions_see_none_that_come_after_them():
 
 
 def test_the_prior_without_its_caption_is_the_one_that_training_dropped_to():
-    prior = randomised(DiffusionPrior(PriorConfig(**{**vars(PRIOR), "caption_dropout": 1.0})))
+    prior = randomized(DiffusionPrior(PriorConfig(**{**vars(PRIOR), "caption_dropout": 1.0})))
     x_t, t = torch.randn(4, 8), torch.full((4,), 300)
     null = prior(x_t, t, *conditions(), conditional=False)
     torch.testing.assert_close(null, prior(x_t, t, *conditions(), conditional=False))
@@ -92,7 +92,7 @@ def test_the_priors_scale_gives_unit_variance_and_comes_back():
 
 
 def test_of_two_draws_the_one_nearer_to_the_caption_is_kept():
-    prior, (text_embed, encodings) = randomised(DiffusionPrior(PRIOR)), conditions(16)
+    prior, (text_embed, encodings) = randomized(DiffusionPrior(PRIOR)), conditions(16)
     noise = torch.randn(2, 16, 8)
     supply = iter(noise)
     kept = draw_image_embed(prior, text_embed, encodings, num_steps=4, randn=lambda shape: next(supply))
@@ -126,7 +126,7 @@ def test_the_decoder_starts_from_nothing():
 
 
 def test_the_decoder_reads_all_it_is_told():
-    decoder = randomised(Decoder(DECODER))
+    decoder = randomized(Decoder(DECODER))
     (image_embed, encodings), x_t, t = conditions(2), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
     out = decoder(x_t, t, image_embed, encodings)
     for changed in (
@@ -141,7 +141,7 @@ def test_the_decoder_reads_all_it_is_told():
 
 def test_the_decoders_nulls_are_those_that_training_drops_to():
     always = DecoderConfig(**{**vars(DECODER), "image_dropout": 1.0, "caption_dropout": 1.0})
-    decoder, x_t, t = randomised(Decoder(always)), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
+    decoder, x_t, t = randomized(Decoder(always)), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
     null = decoder(x_t, t, *conditions(2), conditional=False)
     torch.testing.assert_close(null, decoder.train()(x_t, t, *conditions(2)))
     only_caption = Decoder(DecoderConfig(**{**vars(DECODER), "image_dropout": 0.0, "caption_dropout": 1.0}))
@@ -153,7 +153,7 @@ def test_the_decoders_nulls_are_those_that_training_drops_to():
 
 
 def test_the_image_embedding_is_in_the_time_embedding_and_in_four_tokens():
-    decoder, (image_embed, encodings) = randomised(Decoder(DECODER)), conditions(2)
+    decoder, (image_embed, encodings) = randomized(Decoder(DECODER)), conditions(2)
     t = torch.tensor([50, 700])
     time, context = decoder.condition(t, image_embed, encodings, conditional=True)
     other_time, other_context = decoder.condition(t, -image_embed, encodings, conditional=True)
@@ -175,7 +175,7 @@ def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
 
 def test_attention_to_positions_and_context_is_the_function_that_torch_computes():
     ours, theirs = Attention(32, context_dim=32, head_dim=8), nn.MultiheadAttention(32, 4, batch_first=True)
-    randomised(ours)
+    randomized(ours)
     # Torch's has one projection for all keys and values, so ours reads the context as it does the positions.
     ours.context_to_kv.weight.data = ours.to_qkv.weight.data[32:]
     ours.context_to_kv.bias.data = ours.to_qkv.bias.data[32:]

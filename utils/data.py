@@ -19,7 +19,7 @@ HOW_TO_GET_MNIST = (
 
 @dataclass
 class Images:
-    """Labelled images on one device: `pixels` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64 in 0..9."""
+    """Labeled images on one device: `pixels` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64 in 0..9."""
 
     pixels: Tensor
     labels: Tensor
@@ -58,7 +58,7 @@ def map_in_parts(function, *batches, batch_size: int = 500) -> Tensor:
 
 
 def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
-    """Training and test images, 28x28, grey (`image_channels` 1) or the grey repeated (3).
+    """Training and test images, 28x28, gray (`image_channels` 1) or the gray repeated (3).
 
     `dataset` is "mnist" (60,000 and 10,000 images), "mnist_5k" (4,500 and 500), or None for MNIST where
     `data_dir` has it or it can be downloaded there, and the 5,000 digits, saying so, where not.

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +41,15 @@ class TrainingConfig:
     num_threads: int = field(default=0, metadata={"help": "of the CPU; 0 takes the cores that nothing else keeps busy"})
 
     def __post_init__(self):
-        for name in ("num_training_steps", "batch_size", "save_every", "sample_every"):
-            if not 1 <= getattr(self, name) <= 10**9:
-                raise ValueError(f"{name} {getattr(self, name)} is not in 1 .. 1,000,000,000.")
-        for name in ("warmup_steps", "keep_newest", "milestone_every", "seed", "num_threads"):
-            if not 0 <= getattr(self, name) < 2**31:
-                raise ValueError(f"{name} {getattr(self, name)} is not in 0 .. 2^31 - 1.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} is not a number of at least 0.")
+        for f in fields(self):
+            value, low = (
+                getattr(self, f.name),
+                int(f.name in ("num_training_steps", "batch_size", "save_every", "sample_every")),
+            )
+            if f.type is int and not low <= value < 2**31:
+                raise ValueError(f"{f.name} {value} is not in {low} .. 2^31 - 1.")
+            if f.type is float and not 0 <= value < math.inf:
+                raise ValueError(f"{f.name} {value} is not a number from 0 up.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} is not in [0, 1).")
         if self.mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():

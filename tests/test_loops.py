@@ -1,0 +1,187 @@
+"""What the loops of the five trainings hand to their models, step by step, and how their optimizers share the weights."""
+
+import math
+import runpy
+import sys
+
+import pytest
+import torch
+from bpe import Tokenizer
+from clip import CLIP, CLIPConfig
+from dall_e import DallE, DallEConfig
+from diffusion import Diffusion
+from diffusion_decoder import Decoder
+from diffusion_prior import DiffusionPrior
+from dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
+from pipeline import FrozenCLIP
+from scripts import ROOT, TINY, succeeds
+from stages import STAGES
+
+from utils.checkpoints import load_checkpoint, load_model
+from utils.data import load_digits
+from utils.prompts import PROMPTS
+from utils.training import TrainingConfig, batch_index
+
+STEPS, BATCH = 12, 8
+
+
+@pytest.fixture(scope="module")
+def train_set():
+    return load_digits("mnist_5k", ROOT, 1, "cpu")[0]
+
+
+def batches(train_set):
+    """Images and labels of each step, as the order of the images has them."""
+    return [train_set[batch_index(step, len(train_set), BATCH, seed=0)] for step in range(STEPS)]
+
+
+@pytest.fixture
+def handed_over(monkeypatch, earlier_stages, tmp_path):
+    """Runs a training and returns the arguments of each call of its model in training."""
+
+    def run(name, model_class, *flags):
+        calls, forward = [], model_class.forward
+
+        def spy(self, *args, **kwargs):
+            if self.training:
+                calls.append((*args, *kwargs.values()))
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(model_class, "forward", spy)
+        steps = ("--num_training_steps", STEPS, *flags)
+        succeeds(*STAGES[name], *TINY, *steps, *earlier_stages.get(name, []), "--output_dir", tmp_path)
+        assert len(calls) == STEPS
+        return calls
+
+    return run
+
+
+def prompts_of(tokenizer, text_tokens):
+    """What captions say: their tokens put together."""
+    return ["".join(tokenizer.bpe.id_to_token(i) for i in row if i) for row in text_tokens.tolist()]
+
+
+def assert_said_of(prompts, labels):
+    assert all(prompt in PROMPTS[2 * label : 2 * label + 2] for prompt, label in zip(prompts, labels.tolist()))
+
+
+def test_the_dvae_sees_the_images_and_the_schedules_of_their_step(handed_over, train_set):
+    for step, ((images, tau, kl_weight), (expected, _)) in enumerate(
+        zip(handed_over("dvae", DiscreteVAE), batches(train_set))
+    ):
+        assert torch.equal(images, expected)
+        assert tau == tau_schedule(step / STEPS) and kl_weight == kl_weight_schedule(step / STEPS)
+
+
+def test_dall_e_sees_each_images_tokens_with_its_caption(handed_over, train_set, earlier_stages):
+    calls = handed_over("dall_e", DallE)
+    dvae = load_model(load_checkpoint(earlier_stages["dall_e"][1], "dvae"), DiscreteVAE, DVAEConfig)
+    said = set()
+    for (text_tokens, image_tokens), (images, labels) in zip(calls, batches(train_set)):
+        assert torch.equal(image_tokens, dvae.encode(images))
+        prompts = prompts_of(Tokenizer.train(PROMPTS), text_tokens)
+        assert_said_of(prompts, labels)
+        said |= {prompt.isdigit() for prompt in prompts}
+    assert said == {True, False}
+
+
+def test_clip_sees_each_image_with_its_caption_and_its_scale_stays_limited(
+    handed_over, train_set, monkeypatch, tmp_path
+):
+    init_weights = CLIP.init_weights
+
+    def high(self, module):
+        init_weights(self, module)
+        if module is self:
+            torch.nn.init.constant_(self.logit_scale, 10.0)
+
+    monkeypatch.setattr(CLIP, "init_weights", high)
+    for (images, text_tokens, meanings), (expected, labels) in zip(handed_over("clip", CLIP), batches(train_set)):
+        assert torch.equal(images, expected) and torch.equal(meanings, labels)
+        assert_said_of(prompts_of(Tokenizer.train(PROMPTS), text_tokens), labels)
+    checkpoint = load_checkpoint(tmp_path / f"clip/clip-{STEPS}.pt", "clip")
+    assert checkpoint["model"]["logit_scale"] <= math.log(100) + 1e-6
+
+
+def frozen_clip(earlier_stages):
+    return FrozenCLIP.load(None, str(earlier_stages["prior"][1]), "cpu")
+
+
+def nearest_prompts(encodings, table):
+    """Which of PROMPTS each caption's encodings (B, T, D) are those of."""
+    distances = torch.cdist(encodings.flatten(1), table.flatten(1))
+    assert distances.min(dim=1).values.max() < 1e-3
+    return [PROMPTS[i] for i in distances.argmin(dim=1)]
+
+
+@pytest.mark.parametrize("name, model_class", [("prior", DiffusionPrior), ("decoder", Decoder)])
+def test_diffusion_sees_every_timestep_but_0_and_each_caption_with_its_image(
+    name, model_class, handed_over, train_set, earlier_stages, monkeypatch
+):
+    clean, q_sample = [], Diffusion.q_sample
+
+    def spy(self, x_0, t, eps):
+        x_t = q_sample(self, x_0, t, eps)
+        clean.append((x_0, t, eps, x_t))
+        return x_t
+
+    monkeypatch.setattr(Diffusion, "q_sample", spy)
+    calls = handed_over(name, model_class, "--num_timesteps", 3)
+    clip = frozen_clip(earlier_stages)
+    text_embed, encodings = clip.encode_prompts(PROMPTS, "cpu")
+    seen = [drawn for drawn in clean if len(drawn[0]) == BATCH]  # held-out batches are larger
+    assert len(seen) == STEPS
+    for call, (x_0, t, _, x_t), (images, labels) in zip(calls, seen, batches(train_set)):
+        assert torch.equal(call[0], x_t) and torch.equal(call[1], t)
+        prompts = nearest_prompts(call[3], encodings)
+        assert_said_of(prompts, labels)
+        image_embed = clip.model.encode_image(images)
+        if name == "decoder":
+            torch.testing.assert_close(call[2], image_embed, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(x_0, 2 * images - 1)
+        else:
+            torch.testing.assert_close(call[2], text_embed[[PROMPTS.index(prompt) for prompt in prompts]])
+            all_embed = clip.encode_images(train_set)
+            scaled = (image_embed - all_embed.mean(dim=0)) / all_embed.std(dim=0)
+            torch.testing.assert_close(x_0, scaled, rtol=1e-2, atol=1e-2)
+    drawn = torch.cat([t for _, t, _, _ in seen])
+    assert set(drawn.tolist()) == {1, 2, 3}
+    assert torch.cat([eps.flatten() for _, _, eps, _ in seen]).std() == pytest.approx(1, abs=0.1)
+
+
+def optimizers_of(lesson, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / lesson), *sys.path])
+    for module in [m for m in sys.modules if m.endswith("_mnist")]:
+        monkeypatch.delitem(sys.modules, module)
+    return runpy.run_path(str(ROOT / lesson / "train_mnist.py"))["make_optimizers"]
+
+
+def assert_shared_out(model, optimizers, by_muon):
+    """Muon trains the parameters of these names and AdamW all others, once each; decay is for what has two dimensions."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = optimizers
+    assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon", "AdamW"]
+    parts = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in optimizers]
+    assert sorted(parts[0] + parts[1]) == sorted(names.values())
+    assert set(parts[0]) == set(by_muon)
+    for group in [*muon.param_groups, *adamw.param_groups]:
+        decays = {p.ndim > 1 for p in group["params"]}
+        assert decays == {group["weight_decay"] == 0.3}
+
+
+TRAINING = TrainingConfig(1, 1, 0.1, weight_decay=0.3)
+
+
+def test_muon_trains_the_matrices_of_dall_es_blocks_and_nothing_else(monkeypatch):
+    model = DallE(DallEConfig(dim=16, num_layers=2))
+    layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
+    matrices = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
+    assert_shared_out(model, optimizers_of("lesson_08", monkeypatch)(model, TRAINING), matrices)
+
+
+def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else(monkeypatch):
+    model = CLIP(CLIPConfig(image_width=16, image_layers=1, text_width=16, text_layers=1))
+    layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
+    matrices = [f"{encoder}_encoder.blocks.0.{layer}.weight" for encoder in ("image", "text") for layer in layers]
+    blocks = [model.image_encoder.blocks, model.text_encoder.blocks]
+    assert_shared_out(model, optimizers_of("lesson_17", monkeypatch)(model, blocks, TRAINING), matrices)
