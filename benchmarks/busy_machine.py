@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import checkpoints_in
-from utils.cli import ArgumentParser, positive_int, run
+from utils.cli import ArgumentParser, positive_int, start
 
 SCRIPTS = {
     "dvae": ["lesson_08/train_dvae.py"],
@@ -75,4 +75,4 @@ def busy_core():
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

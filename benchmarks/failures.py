@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import newest_checkpoint
-from utils.cli import ArgumentParser, UserError, add_data_flags, run
+from utils.cli import ArgumentParser, UserError, add_data_flags, start
 
 
 @dataclass
@@ -134,4 +134,4 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -15,7 +15,7 @@ from figures import add_figure_flags, draw_figures, save_gif, save_rows
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
-from utils.cli import ArgumentParser, UserError, run
+from utils.cli import ArgumentParser, UserError, start
 from utils.data import Images
 from utils.machine import get_device
 from utils.plots import save_grid
@@ -170,4 +170,4 @@ def empty_image(dvae: DiscreteVAE) -> Tensor:
 FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

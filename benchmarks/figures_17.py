@@ -12,7 +12,7 @@ from diffusion_decoder import from_x_0, to_x_0
 from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, run
+from utils.cli import ArgumentParser, start
 from utils.data import Images
 from utils.machine import get_device
 from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
@@ -116,4 +116,4 @@ def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
 FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps)}
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

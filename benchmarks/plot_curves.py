@@ -8,7 +8,7 @@ sys.path[:0] = [str(ROOT)]
 
 import torch
 
-from utils.cli import ArgumentParser, UserError, run
+from utils.cli import ArgumentParser, UserError, start
 from utils.tables import read_numbers, write_rows
 
 NAMES = {"lesson_08": ["dvae", "dall_e"], "lesson_17": ["clip", "prior", "decoder"]}
@@ -62,4 +62,4 @@ def averages(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

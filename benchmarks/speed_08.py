@@ -15,7 +15,7 @@ from torch import Tensor
 from train_dvae import TRAINING as DVAE_TRAINING
 from train_mnist import TRAINING as DALL_E_TRAINING
 from train_mnist import make_optimizers
-from utils.cli import ArgumentParser, default_preset, positive_int, run
+from utils.cli import ArgumentParser, default_preset, positive_int, start
 from utils.machine import get_device
 from utils.training import build_model
 
@@ -68,4 +68,4 @@ def generate_uncached(model: DallE, text_tokens: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -16,7 +16,7 @@ from pipeline import sizes_from_clip
 from timing import describe_machine, peak_memory, seconds, step_ms
 from torch import Tensor
 from train_mnist import STAGES, make_optimizers
-from utils.cli import ArgumentParser, default_preset, positive_int, run
+from utils.cli import ArgumentParser, default_preset, positive_int, start
 from utils.machine import get_device
 from utils.training import build_model
 
@@ -92,4 +92,4 @@ def diffusion_loss(network: DiffusionPrior | Decoder, x_0: Tensor, *conditions: 
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import newest_checkpoint
-from utils.cli import ArgumentParser, positive_int, run
+from utils.cli import ArgumentParser, positive_int, start
 
 IMPORT_TORCH = "import torch"
 SCRIPTS = [
@@ -54,4 +54,4 @@ def seconds(arguments: list[str], exit_code: int) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -13,7 +13,7 @@ from bpe import CaptionTable
 from dvae import DiscreteVAE, codebook_use
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, add_data_flags, run
+from utils.cli import ArgumentParser, add_data_flags, start
 from utils.data import Images, load_digits, map_in_parts
 from utils.machine import get_device
 from utils.prompts import PROMPTS, draw_prompt_ids
@@ -98,4 +98,4 @@ def transformer_rows(pipeline: Pipeline, labels: Tensor, image_tokens: Tensor) -
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -13,7 +13,7 @@ from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, run
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, start
 from utils.data import load_digits, map_in_parts
 from utils.machine import get_device
 from utils.plots import save_grid
@@ -148,4 +148,4 @@ def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Te
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -28,7 +28,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
             for parameter in group["params"]:
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                momentum = self.state[parameter]["momentum"]
                 momentum.mul_(mu).add_(parameter.grad, alpha=1 - mu)
                 direction = parameter.grad * (1 - mu) + momentum * mu  # Nesterov's
                 update = 0.2 * math.sqrt(max(parameter.shape)) * orthogonalized(direction, self.dtype)

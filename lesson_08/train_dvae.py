@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
 from torch import Tensor
-from utils.cli import ROOT, TrainingParser, run
+from utils.cli import ROOT, TrainingParser, start
 from utils.data import load_digits
 from utils.machine import get_device
 from utils.plots import save_grid
@@ -42,7 +42,7 @@ NUM_SHOWN = 16  # and shows
 def main() -> None:
     parser = TrainingParser(__doc__, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output/dvae", from_data={"image_size"})
     args = parser.parse_args()
-    config, training = parser.configs(args, "dvae")
+    config, training = parser.configs(args, "dvae")["dvae"]
     train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, get_device())
     held_out, _ = test_set[:NUM_HELD_OUT]
 
@@ -58,10 +58,10 @@ def main() -> None:
             progress = step / training.num_training_steps
             tau = tau_schedule(progress)
             loss, metrics = run.model(images, tau, kl_weight_schedule(progress))
-            run.update(loss, **metrics, tau=tau)
+            run.update(loss, **metrics, tau=tau)  # backward, clipping, the rate's schedule, AdamW, averaging, log
 
             if run.is_due(training.sample_every):
-                with run.evaluation() as averaged:
+                with run.evaluation() as averaged:  # the averaged weights, where the preset keeps them
                     reconstructions, measured = evaluate(averaged, held_out)
                 run.log_held_out(measured)
                 if run.is_main:
@@ -88,4 +88,4 @@ def draw(images: Tensor, reconstructions: Tensor, measured: dict[str, float], st
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

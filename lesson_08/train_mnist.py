@@ -12,9 +12,9 @@ from dvae import DiscreteVAE, DVAEConfig
 from muon import Muon
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, TrainingParser, UserError, run
+from utils.cli import ROOT, TrainingParser, UserError, start
 from utils.data import load_digits
-from utils.machine import get_device, say
+from utils.machine import Threads, get_device, say
 from utils.plots import save_grid
 from utils.prompts import PROMPTS, draw_prompt_ids
 from utils.run import Run
@@ -55,8 +55,9 @@ def main() -> None:
     parser = TrainingParser(__doc__, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output/dall_e", FROM_DATA)
     parser.add_argument("--dvae_checkpoint", help="the dVAE whose tokens are learned (default: newest in output/dvae)")
     args = parser.parse_args()
-    config, training = parser.configs(args, "dall_e")
+    config, training = parser.configs(args, "dall_e")["dall_e"]
     device = get_device()
+    Threads(training.num_threads)  # chosen now, as encoding all images is work too
 
     dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae")
     if dvae_file is None:
@@ -81,12 +82,10 @@ def main() -> None:
         raise UserError(str(error)) from error
 
     dall_e = build_model(DallE, config, training)
-    run = Run(
-        *("dall_e", dall_e, make_optimizers(dall_e, training), training, args.output_dir, args.resume),
-        tokenizer=tokenizer.to_json(),
-        sources={"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}},
-    )
-    with run:
+    optimizers = make_optimizers(dall_e, training)
+    source = {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}
+    extra = {"tokenizer": tokenizer.to_json(), "sources": {"dvae": source}}
+    with Run("dall_e", dall_e, optimizers, training, args.output_dir, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):
             text_tokens = captions.draw(draw_prompt_ids(train_set.labels[index]))  # (B, T), word or numeral
             image_tokens = train_tokens[index]  # (B, N)
@@ -129,4 +128,4 @@ def write_samples(images: Tensor, step: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -228,7 +228,9 @@ class CLIP(nn.Module):
 
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, (B, ...) of each, one after another; gradients go back to the process they came from."""
-    return torch.cat(torch.distributed.nn.functional.all_gather(x))
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x))
 
 
 def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from diffusion import guided
 from diffusion_decoder import decode_image_embed, to_x_0
 from pipeline import Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, run, seed_number
+from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, start, seed_number
 from utils.data import Images, load_digits
 from utils.machine import get_device
 from utils.plots import save_grid
@@ -149,4 +149,4 @@ def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

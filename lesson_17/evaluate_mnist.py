@@ -13,7 +13,7 @@ from diffusion_decoder import decode_image_embed, to_x_0
 from diffusion_prior import draw_image_embed
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags, nearest_digit
 from torch import Tensor
-from utils.cli import ArgumentParser, add_data_flags, run
+from utils.cli import ArgumentParser, add_data_flags, start
 from utils.data import NUM_CLASSES, Images, load_digits
 from utils.machine import get_device
 from utils.prompts import PROMPTS, prompt_ids
@@ -117,9 +117,9 @@ def decoder_rows(pipeline: Pipeline, scorer, held_out: Images, image_embed: Tens
 
 
 def timestep_ranges(num_timesteps: int) -> list[tuple[int, int]]:
-    size = num_timesteps // NUM_RANGES
-    return [(1 + i * size, (i + 1) * size) for i in range(NUM_RANGES)]
+    edges = torch.linspace(0, num_timesteps, min(NUM_RANGES, num_timesteps) + 1).round().int().tolist()
+    return [(low + 1, high) for low, high in zip(edges, edges[1:])]
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

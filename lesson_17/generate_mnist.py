@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
-from utils.cli import ROOT, ArgumentParser, run
+from utils.cli import ROOT, ArgumentParser, start
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.samples import add_sample_flags, choose_prompts, write_images
@@ -32,4 +32,4 @@ def parse_args():
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, bounded
 from utils.data import Images, map_in_parts
+from utils.machine import say
 from utils.prompts import DIGIT_OF_PROMPT
 from utils.samples import SeededNoise
 
@@ -69,7 +70,7 @@ class FrozenCLIP:
         Raises UserError if there is none.
         """
         if clip_model is not None:
-            print(f"Loading the pretrained CLIP {clip_model} ...", flush=True)
+            say(f"Loading the pretrained CLIP {clip_model} ...")
             try:
                 model = PretrainedCLIP(clip_model).to(device)
             except (OSError, ValueError) as error:

@@ -18,10 +18,10 @@ from lesson_08.bpe import PAD_ID, CaptionTable, Tokenizer
 from lesson_08.muon import Muon
 from pipeline import FrozenCLIP, add_end, nearest_digit, tokenize
 from torch import Tensor, nn
-from utils.checkpoints import load_checkpoint
-from utils.cli import ROOT, TrainingParser, UserError, run
+from utils.checkpoints import load_checkpoint, newest_checkpoint
+from utils.cli import ROOT, TrainingParser, UserError, start
 from utils.data import NUM_CLASSES, load_digits
-from utils.machine import get_device, say
+from utils.machine import Threads, get_device, say
 from utils.plots import save_grid, save_matrix
 from utils.prompts import PROMPTS, draw_prompt_ids, prompt_ids
 from utils.run import Run
@@ -61,6 +61,7 @@ def main() -> None:
         train_clip(args, *stages["clip"])
     if stages.keys() == {"clip"}:
         return
+    Threads(args.num_threads or 0)  # chosen now, as embedding all images is work too
     clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, get_device(), args.output_dir / "clip")
     if "prior" in stages and not is_finished("prior", stages["prior"][1], args, clip):
         train_prior(args, *stages["prior"], clip)
@@ -75,17 +76,17 @@ def parse_args():
     parser.add_argument("--clip_model", metavar="NAME", help="take a CLIP that transformers loads, and train none")
     parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
     args = parser.parse_args()
-    if args.clip_model and (args.clip_checkpoint or args.stage == "clip"):
-        raise UserError("--clip_model takes the place of a CLIP of ours; leave out --clip_checkpoint and --stage clip.")
     given = args.clip_model or args.clip_checkpoint
+    if args.clip_model and args.clip_checkpoint or given and args.stage == "clip":
+        raise UserError("--clip_model or --clip_checkpoint takes the place of training a CLIP; give one of the three.")
     stages = [args.stage] if args.stage else [stage for stage in STAGES if stage != "clip" or not given]
-    return args, {stage: parser.configs(args, stage) for stage in stages}
+    return args, parser.configs(args, *stages)
 
 
 def is_finished(stage: str, training: TrainingConfig, args, clip: FrozenCLIP | None = None) -> bool:
     """Whether a stage that was not asked for by name is trained already, on this CLIP."""
-    file = args.output_dir / stage / f"{stage}-{training.num_training_steps}.pt"
-    if args.stage or not file.exists():
+    file = newest_checkpoint(args.output_dir / stage, stage)
+    if args.stage or file is None or file.stem != f"{stage}-{training.num_training_steps}":
         return False
     if clip is None or load_checkpoint(file, stage)["sources"]["clip"]["fingerprint"] == clip.source["fingerprint"]:
         say(f"The {stage} is trained already, {file}; --stage {stage} trains it anew.")
@@ -135,12 +136,12 @@ def train_clip(args, config, training: TrainingConfig) -> None:
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     text_embed, _ = averaged.encode_text(prompt_tokens)
-                    right = nearest_digit(averaged.encode_image(held_out[:][0]), text_embed) == held_out.labels
-                    cosines = averaged.encode_image(one_of_each[:][0]) @ text_embed.T
-                zero_shot = right.float().mean().item()
+                    image_embed, shown_embed = map(averaged.encode_image, (held_out[:][0], one_of_each[:][0]))
+                zero_shot = (nearest_digit(image_embed, text_embed) == held_out.labels).float().mean().item()
                 run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
                     title = f"step {run.step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}"
+                    cosines = shown_embed @ text_embed.T
                     save_matrix(cosines, folder / f"sample-{run.step}.png", one_of_each[:][0], PROMPTS, title)
             if run.is_due(training.save_every):
                 run.save()
@@ -158,6 +159,7 @@ def train_prior(args, config: PriorConfig, training: TrainingConfig, clip: Froze
     prior = build_model(DiffusionPrior, replace(config, **clip.sizes), training)
     prior.fit_scale(image_embed)
     scaled, diffusion = prior.scale(image_embed), prior.diffusion
+    drawn_for = torch.arange(len(PROMPTS), device=device).repeat_interleave(NUM_DRAWN)
     optimizers = make_optimizers(prior, [prior.blocks], training)
     with Run("prior", prior, optimizers, training, folder, args.resume, sources={"clip": clip.source}) as run:
         for _, index in run.steps(len(train_set)):
@@ -167,15 +169,14 @@ def train_prior(args, config: PriorConfig, training: TrainingConfig, clip: Froze
             t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, text_embed[prompt], text_encodings[prompt])
+            predicted = run.model(x_t, t, text_embed[prompt], text_encodings[prompt])  # of x_0
             loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
             run.update(loss)
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    cosines, measured = evaluate_prior(
-                        averaged, text_embed, text_encodings, test_embed, held_out.labels
-                    )
+                    drawn = draw_image_embed(averaged, text_embed[drawn_for], text_encodings[drawn_for])
+                cosines, measured = evaluate_prior(drawn, text_embed, test_embed, held_out.labels)
                 run.log_held_out(measured)
                 if run.is_main:
                     columns = [f"images of {digit}" for digit in range(NUM_CLASSES)] + PROMPTS
@@ -189,13 +190,14 @@ def train_prior(args, config: PriorConfig, training: TrainingConfig, clip: Froze
 
 
 def evaluate_prior(
-    prior: DiffusionPrior, text_embed: Tensor, text_encodings: Tensor, image_embed: Tensor, labels: Tensor
+    drawn: Tensor, text_embed: Tensor, image_embed: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Where the embeddings lie that the prior draws for PROMPTS, given CLIP's of them, (20, E) and (20, T, width): their mean
-    cosines with the mean real embedding of each digit and with all captions, (20, 10 + 20); and how near they are to their
-    own. image_embed (N, E) and labels (N,) are those of real images."""
+    """Where embeddings lie that were drawn for PROMPTS, NUM_DRAWN of each (20 * NUM_DRAWN, E): their mean cosines with the
+    mean real embedding of each digit and with all captions, (20, 10 + 20); and how near they are to their own.
+
+    text_embed (20, E) is CLIP's of PROMPTS; image_embed (N, E) and labels (N,) are those of real images.
+    """
     prompt = torch.arange(len(PROMPTS), device=labels.device).repeat_interleave(NUM_DRAWN)
-    drawn = draw_image_embed(prior, text_embed[prompt], text_encodings[prompt])
     digits = torch.arange(NUM_CLASSES, device=labels.device).repeat_interleave(len(prompt) // NUM_CLASSES)
     means = torch.stack([image_embed[labels == digit].mean(dim=0) for digit in range(NUM_CLASSES)])
     cosines = drawn @ torch.cat([means, text_embed]).T
@@ -234,7 +236,7 @@ def train_decoder(args, config: DecoderConfig, training: TrainingConfig, clip: F
             t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, image_embed[index], text_encodings[prompt])
+            predicted = run.model(x_t, t, image_embed[index], text_encodings[prompt])  # of v
             loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
             run.update(loss)
 
@@ -265,4 +267,4 @@ def diffusion_loss(decoder: Decoder, images: Tensor, image_embed: Tensor, text_e
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lesson_08.muon import Muon
-from utils.cli import run
+from utils.cli import start
 from utils.run import Run
 from utils.training import TrainingConfig, build_model
 
@@ -76,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

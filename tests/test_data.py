@@ -83,6 +83,8 @@ def four_cores(monkeypatch):
     monkeypatch.setattr(utils.machine.psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr(Threads, "clocks", staticmethod(lambda: (now["wall"], now["all"], now["own"])))
     monkeypatch.setattr(time, "sleep", lambda seconds: now.update(wall=now["wall"] + seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: now["wall"])
+    monkeypatch.setattr(utils.machine, "MOST_THREADS", 4)
     torch.set_num_threads(4)
     yield now
     torch.set_num_threads(1)

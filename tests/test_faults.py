@@ -169,11 +169,11 @@ def test_a_disk_that_is_full_leaves_the_earlier_checkpoints_whole(tmp_path):
 
     program = """
 import resource, sys
-from line import fit_line, run
+from line import fit_line, start
 def limit(step, run):
     if step == 10:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-run(lambda: fit_line(sys.argv[1], total=40, resume=True, at_step=limit))
+start(lambda: fit_line(sys.argv[1], total=40, resume=True, at_step=limit))
 """
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     # Coverage is off, as it would need the disk too.

@@ -218,11 +218,11 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
 def test_a_process_that_dies_ends_the_run(tmp_path):
     program = """
 import os, sys
-from line import fit_line, run
+from line import fit_line, start
 def die(step, run):
     if step == 3 and os.environ["RANK"] == "1":
         os._exit(7)
-run(lambda: fit_line(sys.argv[1], total=1000, seconds=0.01, at_step=die))
+start(lambda: fit_line(sys.argv[1], total=1000, seconds=0.01, at_step=die))
 """
     start = time.monotonic()
     result = subprocess.run(

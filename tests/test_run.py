@@ -140,7 +140,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(UserError, match="at step 12 already"):
         fit_line(tmp_path, resume=True)
     for change in ({"ema_decay": 0.0}, {"muon": False}):
-        with pytest.raises(UserError, match="other sizes or settings"):
+        with pytest.raises(UserError, match="other sizes, settings"):
             fit_line(tmp_path, resume=True, total=20, **change)
     model, optimizers, training = make_line(20)
     sources = {"sources": {"line": {"fingerprint": "of another"}}}

@@ -11,7 +11,19 @@ import torch
 from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
-CONTENTS = {"name", "config", "step", "model", "ema", "optimizers", "training", "tokenizer", "sources", "held_out"}
+CONTENTS = {
+    "name",
+    "config",
+    "training",
+    "num_images",
+    "step",
+    "held_out",
+    "model",
+    "ema",
+    "optimizers",
+    "tokenizer",
+    "sources",
+}
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -45,11 +57,8 @@ def find_checkpoint(given: str | None, name: str, folder: Path | None = None) ->
             say(f"Taking the newest {name} checkpoint, {path}")
         return path
     for path in (Path(given), ROOT / given):
-        try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # a name that no file can have
-            break
+        if os.path.isfile(path):  # also of a name that no file can have
+            return path
     raise UserError(
         f"There is no checkpoint {shortened(given)}; leave the flag out to take the newest {name} checkpoint."
     )

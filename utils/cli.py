@@ -12,7 +12,7 @@ from utils.machine import UserError, keep_freed_memory, processes
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(main) -> None:
+def start(main) -> None:
     """Call a script's `main`, among the other processes of the run if there are any; a UserError becomes one sentence on
     stderr and exit code 2, without a traceback."""
     keep_freed_memory()
@@ -22,10 +22,13 @@ def run(main) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "you tried to allocate" not in str(error):
             raise
         print("That does not fit into the memory; choose smaller sizes, or a smaller --batch_size.", file=sys.stderr)
         sys.exit(2)
@@ -139,16 +142,20 @@ class TrainingParser(ArgumentParser):
                 action.help += f" (default: {defaults.popitem()[1]})"
         self.print_help()
 
-    def configs(self, args, stage: str) -> tuple:
-        """The model config and the TrainingConfig of a stage: those of the preset, with the numbers that were given.
+    def configs(self, args, *stages: str) -> dict[str, list]:
+        """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given.
 
-        Raises UserError if a config will not take a number.
+        Raises UserError if a config will not take a number, or none of the stages has it.
         """
+        configs = {stage: [presets[args.preset] for presets in self.stages[stage]] for stage in stages}
+        taken = {f.name for pair in configs.values() for config in pair for f in fields(config)}
         given = {name: getattr(args, name) for name in self.numbers if getattr(args, name) is not None}
+        for name in given.keys() - taken:
+            raise UserError(f"--{name} is no number of {' or '.join(stages)}; --help lists the flags.")
         try:
-            return tuple(
-                replace(config, **{f.name: given[f.name] for f in fields(config) if f.name in given})
-                for config in (presets[args.preset] for presets in self.stages[stage])
-            )
+            return {
+                stage: [replace(c, **{f.name: given[f.name] for f in fields(c) if f.name in given}) for c in pair]
+                for stage, pair in configs.items()
+            }
         except ValueError as error:
             raise UserError(str(error)) from error

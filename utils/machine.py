@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
 FIRST_LOOK = 0.3  # seconds that the look before a training takes
+MOST_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores, or OMP_NUM_THREADS
 
 
 class UserError(Exception):
@@ -27,7 +28,7 @@ class UserError(Exception):
 def get_device() -> torch.device:
     """The accelerator of this process, the CPU where there is none."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
+    if accelerator is None or accelerator.type == "mps" and "WORLD_SIZE" in os.environ:  # which has one process only
         return torch.device("cpu")
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
 
@@ -40,6 +41,8 @@ def processes():
         return
     device = get_device()
     if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"There are more processes than GPUs, which are {torch.cuda.device_count()}.")
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -58,10 +61,13 @@ def process_index() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def wait_for_all() -> None:
-    """Wait until every process of the run is here."""
-    if dist.is_initialized():
-        dist.barrier()
+def largest(number: int) -> int:
+    """The largest of the numbers that all processes of the run give, when each of them is here."""
+    if num_processes() == 1:
+        return number
+    numbers = torch.tensor([number], device=get_device())
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
 
 
 def say(text: str) -> None:
@@ -73,7 +79,7 @@ def say(text: str) -> None:
 def default_precision() -> str:
     """bf16 where the device multiplies it faster than float32, else no."""
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if torch.backends.mps.is_available():
         return "no"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not every torch can tell
@@ -93,7 +99,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # some versions take no more
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -108,7 +114,6 @@ class Threads:
     """
 
     def __init__(self, num_threads: int):
-        self.most = torch.get_num_threads()
         self.chooses = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
         if num_threads:
             torch.set_num_threads(num_threads)
@@ -121,22 +126,23 @@ class Threads:
     def clocks() -> tuple[float, float, float]:
         """Seconds so far: of the clock, of all cores at work, of this process at work."""
         times = psutil.cpu_times()
-        return time.monotonic(), times.user + times.nice + times.system, time.process_time()
+        all_cores = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system"))  # Windows has no nice
+        return time.monotonic(), all_cores, time.process_time()
 
     def look(self, every: float = LOOK_EVERY) -> None:
         """Choose the number of threads, if the last choice is `every` seconds old, and say so if it is another."""
+        if not self.chooses or time.monotonic() - self.since[0] < every:
+            return
         now = self.clocks()
         wall, all_cores, own = (after - before for after, before in zip(now, self.since))
-        if not self.chooses or wall < every:
-            return
         self.since = now
         busy = max(0.0, (all_cores - own) / wall)  # cores that other programs keep busy
         free = int(psutil.cpu_count() - busy + 0.5)
-        threads = max(1, min(self.most, free))
+        threads = max(1, min(MOST_THREADS, free))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
             say(
-                f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} of {self.most} threads "
+                f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} of {MOST_THREADS} threads "
                 f"train; --num_threads sets them by hand."
             )
 

@@ -18,12 +18,12 @@ from utils.cli import UserError
 from utils.machine import (
     Threads,
     get_device,
+    largest,
     lock_folder,
     num_processes,
     process_index,
     say,
     stop_signals,
-    wait_for_all,
 )
 from utils.tables import drop_rows_after, write_rows
 from utils.training import TrainingConfig, batch_index, load_state, local, scheduled_rate, whole
@@ -68,8 +68,14 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
+            problem = None
             if self.is_main:
-                stack.enter_context(lock_folder(self.folder))
+                try:
+                    stack.enter_context(lock_folder(self.folder))
+                except UserError as error:
+                    problem = error
+            if largest(problem is not None):
+                raise problem or SystemExit(2)  # the first process says why
             self.stopped_by = stack.enter_context(stop_signals())
             self.held = stack.pop_all()
         return self
@@ -88,6 +94,9 @@ class Run:
             raise UserError(f"--batch_size {t.batch_size} is more than the {num_images} images to train on.")
         if t.batch_size % parts:
             raise UserError(f"--batch_size {t.batch_size} does not divide among {parts} processes.")
+        if largest(num_images) != -largest(-num_images):
+            raise UserError("The processes have found different data; see to it that all of them can read the same.")
+        self.num_images = num_images
         if self.resume:
             self.load()
         threads = Threads(t.num_threads)
@@ -199,18 +208,24 @@ class Run:
         self.write_metrics()
         t = self.training
         checkpoint = {
-            **{"name": self.name, "config": asdict(self.module.config), "step": self.step, "held_out": self.held_out},
-            **{"model": whole(self.module.state_dict()), "ema": self.ema and whole(self.ema)},
-            **{"optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers]},
-            **{"training": {**asdict(t), "seed": self.seed}, **self.extra},
+            "name": self.name,
+            "config": asdict(self.module.config),
+            "training": {**asdict(t), "seed": self.seed},
+            "num_images": self.num_images,
+            "step": self.step,
+            "held_out": self.held_out,
+            "model": whole(self.module.state_dict()),
+            "ema": self.ema and whole(self.ema),
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
+            **self.extra,
         }
         if self.is_main:
             save_checkpoint(self.folder / f"{self.name}-{self.step}.pt", checkpoint)
             files = {step: file for step, file in checkpoints_in(self.folder, self.name).items() if step <= self.step}
             for step in list(files)[: -t.keep_newest] if t.keep_newest else ():
                 if not t.milestone_every or step % t.milestone_every:
-                    files[step].unlink()
-        wait_for_all()
+                    files[step].unlink(missing_ok=True)
+        largest(self.step)  # the others may go on to read it, and wait for the first process
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the folder, if there is one, with its seed."""
@@ -218,10 +233,17 @@ class Run:
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
         checkpoint = load_checkpoint(path, self.name)
-        ours = (asdict(self.module.config), self.ema is None, len(self.optimizers))
-        if ours != (checkpoint["config"], checkpoint["ema"] is None, len(checkpoint["optimizers"])):
+        ours = (
+            asdict(self.module.config),
+            self.training.batch_size,
+            self.num_images,
+            self.ema is None,
+            len(self.optimizers),
+        )
+        theirs = checkpoint["config"], checkpoint["training"]["batch_size"], checkpoint["num_images"]
+        if ours != (*theirs, checkpoint["ema"] is None, len(checkpoint["optimizers"])):
             raise UserError(
-                f"{path} was trained with other sizes or settings; resume with the flags it was begun with."
+                f"{path} was trained with other sizes, settings or data; resume with the flags it was begun with."
             )
         for name, source in self.extra["sources"].items():
             if checkpoint["sources"][name]["fingerprint"] != source["fingerprint"]:
@@ -238,10 +260,7 @@ class Run:
         step. Several processes ask each other now and then only, as that waits for the device."""
         if num_processes() > 1 and self.step % ASK_OTHERS_EVERY:
             return 0
-        received = torch.tensor([*self.stopped_by, 0], device=self.device)[:1]
-        if num_processes() > 1:
-            dist.all_reduce(received, dist.ReduceOp.MAX)
-        return int(received)
+        return largest(max(self.stopped_by, default=0))
 
     def last_good(self) -> str:
         path = newest_checkpoint(self.folder, self.name)

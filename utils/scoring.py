@@ -80,7 +80,8 @@ def load_scorer(train_set: Images, folder: Path) -> Scorer:
     print("Training the scorer, once ...", flush=True)
     scorer = train_scorer(train_set)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(scorer.state_dict(), path)
+    save_file(scorer.state_dict(), path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
     return scorer
 
 
@@ -103,7 +104,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     FID (arXiv 1706.08500, equation 6) with our scorer's features in place of Inception's. It grows as N and M
     shrink: compare distances of equally many images only.
     """
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     # The trace of the product's root is the sum of its eigenvalues' roots; they are real, and not negative.
     roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
@@ -215,7 +216,9 @@ def write_report(
         print(f"{row.name:<{width}}  {row.text:>8}  {row.note}")
     confusion = torch.bincount(NUM_CLASSES * samples.digits + samples.read, minlength=NUM_CLASSES**2)
     report = {
-        "checkpoints": {model: os.path.relpath(file, ROOT) for model, file in files.items()},
+        "checkpoints": {
+            model: os.path.relpath(file, ROOT) if Path(file).is_file() else file for model, file in files.items()
+        },
         "sampling": sampling,
         "measures": {row.name: {"value": row.value, "text": row.text, "note": row.note} for row in rows},
         "confusion_matrix": confusion.view(NUM_CLASSES, NUM_CLASSES).tolist(),  # rows prompted, columns read

@@ -52,7 +52,11 @@ class TrainingConfig:
                 raise ValueError(f"{f.name} {value} is not a number from 0 up.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} is not in [0, 1).")
-        if self.mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        if (
+            self.mixed_precision == "bf16"
+            and torch.cuda.is_available()
+            and not torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
             raise ValueError(f"{torch.cuda.get_device_name()} has no bfloat16; pass --mixed_precision no.")
 
 
@@ -64,9 +68,9 @@ def scheduled_rate(training: TrainingConfig, step: int) -> float:
 
 def batch_index(step: int, num_images: int, batch_size: int, seed: int) -> Tensor:
     """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another."""
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    index = torch.stack([shuffled(num_images, seed, p // num_images)[p % num_images] for p in positions])
-    return index.chunk(num_processes())[process_index()]
+    epoch, start = divmod(step * batch_size, num_images)
+    order = torch.cat([shuffled(num_images, seed, epoch), shuffled(num_images, seed, epoch + 1)])
+    return order[start : start + batch_size].chunk(num_processes())[process_index()]
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,11 +142,12 @@ def check_memory(model: nn.Module, training: TrainingConfig, device: torch.devic
 
 
 def whole(state):
-    """A state dict on the CPU, sharded tensors put together from all processes."""
+    """A state dict on the CPU, sharded tensors put together from all processes; for the first process, which writes it."""
     if isinstance(state, dict):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, Tensor):
-        return (state.full_tensor() if hasattr(state, "full_tensor") else state).detach().cpu()
+        tensor = state.full_tensor() if hasattr(state, "full_tensor") else state
+        return tensor.detach().cpu() if process_index() == 0 else None
     return state
 
 
