@@ -10,30 +10,27 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from clip import CLIP, CLIPConfig, contrastive_loss
-from scripts import ROOT, TINY, succeeds
+from line import make_line, points
+from scripts import ROOT, TINY, in_processes, succeeds
 from stages import STAGES, folder_of
 
 from utils.checkpoints import load_checkpoint, newest_checkpoint
+from utils.machine import processes
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def in_two_processes(program, *arguments):
-    """A program with `rank` and what it imports at its head, run by two processes; rank 0 may print."""
-    head = """
-import sys, torch, torch.distributed as dist
-sys.path[:0] = ["..", "../lesson_08", "../lesson_17"]
-from utils.machine import processes
-torch.set_num_threads(1)
-with processes():
-    rank = dist.get_rank()
-"""
-    body = "".join(f"    {line}\n" for line in program.strip().splitlines())
-    command = [*TORCHRUN, "--no_python", sys.executable, "-c", head + body, *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return result
+def in_two_processes(program, folder):
+    """A program, in two processes that have a `rank`; it gets the `folder`."""
+
+    def one():
+        with processes():
+            exec(program, {"rank": dist.get_rank(), "folder": folder, "torch": torch})
+
+    failed = [result for result in in_processes(one) if result is not None]
+    assert not failed, failed[0].stderr
 
 
 def test_the_gradient_of_two_processes_is_the_mean_of_their_halves_gradients(tmp_path):
@@ -43,15 +40,12 @@ from line import make_line, points
 from utils.run import Run
 model, optimizers, training = make_line(total=1, muon=False, max_grad_norm=1e9)
 model.forward = lambda x: (model.layer(x) - 2 * x).square().mean()
-with Run("line", model, optimizers, training, sys.argv[1]) as run:
+with Run("line", model, optimizers, training, folder) as run:
     for step, index in run.steps(20):
         run.update(run.model(points()[index]))
-        torch.save({"index": index, "model": model.state_dict()}, f"{sys.argv[1]}/{rank}.pt")
+        torch.save({"index": index, "model": model.state_dict()}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
-    sys.path.insert(0, str(ROOT / "tests"))
-    from line import make_line, points
-
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model, _, _ = make_line(total=1)
     gradients = []
@@ -73,11 +67,11 @@ from line import make_line, points
 from utils.run import Run
 model, optimizers, training = make_line(total=8)
 noise = []
-with Run("line", model, optimizers, training, sys.argv[1]) as run:
+with Run("line", model, optimizers, training, folder) as run:
     for step, index in run.steps(20):
         noise.append(torch.randn(2))
         run.update(run.model(points()[index]))
-torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": run.ema}, f"{sys.argv[1]}/{rank}.pt")
+torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": run.ema}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -98,7 +92,7 @@ tokens[:, -1] = 0
 half = slice(4 * rank, 4 * rank + 4)
 loss, _ = model(images[half], tokens[half], meanings[half])
 loss.backward()
-torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.module.named_parameters()}}, f"{sys.argv[1]}/{rank}.pt")
+torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.module.named_parameters()}}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
     torch.manual_seed(0)
@@ -185,7 +179,7 @@ model = build_model(DallE, DallEConfig(dim=32, num_layers=2), TrainingConfig(1, 
 held, whole = (sum(f(p).numel() for p in model.parameters()) for f in (lambda p: p.to_local(), lambda p: p.full_tensor()))
 assert held < 0.51 * whole, (held, whole)
 torch.manual_seed(0)
-torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{sys.argv[1]}/{rank}.pt")
+torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
     from dall_e import DallE, DallEConfig
@@ -196,6 +190,14 @@ torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{sys.arg
     sharded = torch.load(tmp_path / "0.pt")
     for name, parameter in alone.named_parameters():
         assert torch.equal(sharded[name], parameter), name
+
+
+def test_torchrun_starts_two_processes(tmp_path):
+    flags = map(str, [*STAGES["dvae"][1:], *TINY, "--num_training_steps", 2, "--output_dir", tmp_path])
+    result = subprocess.run([*TORCHRUN, ROOT / STAGES["dvae"][0], *flags], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "on 2 x cpu" in result.stdout and result.stdout.count("Training") == 1
+    assert (tmp_path / "dvae-2.pt").exists()
 
 
 def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
