@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss
+from layout import assert_laid_out_and_filled
 from tiny_clip import END_ID, MEAN, STD, save_pretrained, their_model
-from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
@@ -180,18 +180,7 @@ def test_sizes_out_of_range_are_refused(name, size):
 
 
 def test_it_is_laid_out_without_memory_and_filled_part_by_part():
-    model = CLIP(CONFIG)
-    with torch.device("meta"):
-        laid_out = CLIP(CONFIG)
-    assert all(parameter.is_meta for parameter in laid_out.parameters())
-    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, math.nan)
-    for module in reversed(list(model.modules())):  # parts before the whole
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        model.init_weights(module)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert_laid_out_and_filled(CLIP, CONFIG)
 
 
 def test_paper_preset_has_the_size_of_vit_h():

@@ -16,6 +16,7 @@ from dall_e import (
     sample_token,
 )
 from dvae import DiscreteVAE, DVAEConfig
+from layout import assert_laid_out_and_filled
 from torch import nn
 from torch.nn import functional as F
 
@@ -278,15 +279,5 @@ def test_fractions_out_of_range_are_refused(name, fraction):
         DallEConfig(**{name: fraction})
 
 
-def test_it_is_laid_out_without_memory_and_filled_part_by_part(model):
-    with torch.device("meta"):
-        laid_out = DallE(CONFIG)
-    assert all(parameter.is_meta for parameter in laid_out.parameters())
-    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, math.nan)
-    for module in reversed(list(model.modules())):  # parts before the whole
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        model.init_weights(module)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+def test_it_is_laid_out_without_memory_and_filled_part_by_part():
+    assert_laid_out_and_filled(DallE, CONFIG)

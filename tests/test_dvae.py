@@ -18,7 +18,7 @@ from dvae import (
     tau_schedule,
     unmap_pixels,
 )
-from torch import nn
+from layout import assert_laid_out_and_filled
 from torch.nn import functional as F
 
 SMALL = dict(codebook_size=16, codebook_dim=8, hidden_dim=8)
@@ -193,16 +193,8 @@ def test_sizes_out_of_range_are_refused(name, size):
 
 
 def test_it_is_laid_out_without_memory_and_filled_part_by_part(model):
-    with torch.device("meta"):
-        laid_out = DiscreteVAE(model.config)
-    assert all(parameter.is_meta for parameter in laid_out.parameters()) and not list(laid_out.buffers())
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, math.nan)
-    for module in reversed(list(model.modules())):  # parts before the whole
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        model.init_weights(module)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert_laid_out_and_filled(DiscreteVAE, model.config)
+    assert not list(model.buffers())
 
 
 def test_paper_preset_has_the_released_models_sizes():

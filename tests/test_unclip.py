@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusion_decoder import DECODER_PRESETS, Attention, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from layout import assert_laid_out_and_filled
 from torch import nn
 from torch.nn import functional as F
 
@@ -251,18 +252,7 @@ def test_impossible_decoders_are_refused(wrong):
 
 @pytest.mark.parametrize("model_class,config", [(DiffusionPrior, PRIOR), (Decoder, DECODER)])
 def test_they_are_laid_out_without_memory_and_filled_part_by_part(model_class, config):
-    model = model_class(config)
-    with torch.device("meta"):
-        laid_out = model_class(config)
-    assert all(parameter.is_meta for parameter in laid_out.parameters())
-    torch.testing.assert_close(dict(laid_out.named_buffers()), dict(model.named_buffers()))
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, math.nan)
-    for module in reversed(list(model.modules())):  # parts before the whole
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        model.init_weights(module)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert_laid_out_and_filled(model_class, config)
 
 
 def test_the_decoder_learns_which_image_belongs_to_which_embedding():
