@@ -1,8 +1,8 @@
 """Captions to text tokens: byte-pair encoding with dropout (DALL·E, arXiv 2102.12092, section 2.2 and appendix B.2).
 
-Byte-pair encoding cuts a word into letters, and merges the pair of neighbors that was commonest in the captions it was
-trained on, again and again. With dropout (arXiv 1910.13267) a merge is sometimes passed over, so that in training a word
-comes in several cuts.
+Byte-pair encoding cuts a word into bytes, the blank before it included, and merges the pair of neighbors that was commonest
+in the captions it was trained on, again and again. As it begins with bytes (GPT-2's way), it can cut any text, whatever its
+letters. With dropout (arXiv 1910.13267) a merge is sometimes passed over, so that in training a word comes in several cuts.
 
 M captions, T text tokens, V vocabulary.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 
 PAD_ID = 0  # fills a caption up to T tokens; a caption of nothing else is the null caption
 BPE_DROPOUT = 0.1  # in training, as in the paper
+MOST_TOKENS = 64  # of a caption, where T is not given
+MOST_ROWS = 20_000  # of a CaptionTable, unless there are more captions
 
 
 class Tokenizer:
@@ -30,17 +32,20 @@ class Tokenizer:
         self.merge_rank = {tuple(pair): rank for rank, pair in enumerate(merges)}
 
     @classmethod
-    def train(cls, captions: list[str], vocab_size: int = 64) -> "Tokenizer":
-        """A tokenizer of at most `vocab_size` ids (the paper's has 16,384), its merges learned from `captions`."""
+    def train(cls, captions: list[str], vocab_size: int = 1024) -> "Tokenizer":
+        """A tokenizer of at most `vocab_size` ids (the paper's has 16,384), but at least 257, PAD_ID and the bytes; its
+        merges are learned from `captions`."""
         from tokenizers import Tokenizer as Library
         from tokenizers import models, normalizers, pre_tokenizers, trainers
 
         bpe = Library(models.BPE())
-        bpe.normalizer = normalizers.Lowercase()
-        bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        bpe.train_from_iterator(
-            captions, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["[PAD]"], show_progress=False)
+        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bytes_ = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["[PAD]"], initial_alphabet=bytes_, show_progress=False
         )
+        bpe.train_from_iterator(captions, trainer)
         return cls(bpe)
 
     @classmethod
@@ -59,26 +64,14 @@ class Tokenizer:
         """Ids, V, with PAD_ID."""
         return self.bpe.get_vocab_size()
 
-    def encode(
-        self, captions: list[str], text_seq_len: int, dropout: float = 0.0, rng: random.Random | None = None
-    ) -> Tensor:
-        """Captions to text tokens (M, T) int64 in 0 .. V - 1, PAD_ID after a caption's end.
+    def encode(self, captions: list[str], text_seq_len: int) -> Tensor:
+        """Captions to text tokens (M, T) int64 in 0 .. V - 1, PAD_ID after a caption's end; what is longer is cut off."""
+        return padded([self.ids(caption) for caption in captions], text_seq_len)
 
-        dropout: probability that a merge is passed over, as drawn from `rng`. Raises ValueError for a caption that is
-        empty, has more than T tokens, or letters that the captions trained on do not have.
-        """
-        rows = []
-        for caption in captions:
-            tokens = [token for word in caption.lower().split() for token in self.merge(word, dropout, rng)]
-            ids = [self.bpe.token_to_id(token) for token in tokens]
-            if not ids:
-                raise ValueError("a prompt is empty")
-            if None in ids:
-                raise ValueError(f"the prompt {caption[:80]!r} has letters that no training prompt has")
-            if len(ids) > text_seq_len:
-                raise ValueError(f"the prompt {caption[:80]!r} has {len(ids)} tokens, the model reads {text_seq_len}")
-            rows.append(ids + [PAD_ID] * (text_seq_len - len(ids)))
-        return torch.tensor(rows)
+    def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
+        """The ids of a caption, as many as it has. dropout: probability that a merge is passed over, drawn from `rng`."""
+        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(" ".join(caption.split())))
+        return [self.bpe.token_to_id(token) for word, _ in words for token in self.merge(word, dropout, rng)]
 
     def merge(self, word: str, dropout: float, rng: random.Random | None) -> list[str]:
         """A word to its tokens: algorithm 1 of BPE-dropout. The library has it too, but from a random state that cannot
@@ -95,21 +88,32 @@ class Tokenizer:
             tokens[i : i + 2] = ["".join(tokens[i : i + 2])]
 
 
-class CaptionTable:
-    """M captions, each tokenized `num_draws` times with dropout beforehand, so that a batch is an index look-up.
+def padded(rows: list[list[int]], text_seq_len: int) -> Tensor:
+    """Rows of ids as one tensor (M, T), cut off at T and filled up with PAD_ID."""
+    return torch.tensor([row[:text_seq_len] + [PAD_ID] * (text_seq_len - len(row)) for row in rows])
 
-    Raises ValueError if a caption, cut into letters, does not fit into text_seq_len tokens.
+
+class CaptionTable:
+    """M captions, each tokenized several times with dropout beforehand, so that a batch is an index look-up.
+
+    text_seq_len: T, or None for what these captions need: room for all of them, and for 99 in 100 of the longer rows that
+    dropout makes, but at most MOST_TOKENS. `num_cut` captions are longer than T, and lose their ends. Of many captions each
+    has fewer cuts, as each word comes in many captions.
     """
 
-    def __init__(self, tokenizer: Tokenizer, captions: list[str], text_seq_len: int, device, num_draws: int = 256):
+    def __init__(
+        self, tokenizer: Tokenizer, captions: list[str], text_seq_len: int | None, device, num_draws: int = 256
+    ):
         rng = random.Random(0)  # the table is the same in every run; a run's own seed decides what is drawn from it
-        repeated = [caption for caption in captions for _ in range(num_draws)]
-        try:
-            tokenizer.encode(captions, text_seq_len, dropout=1.0, rng=rng)  # as finely as chance can cut them
-            tokens = tokenizer.encode(repeated, text_seq_len, BPE_DROPOUT, rng)
-        except ValueError as error:
-            raise ValueError(f"{error}; choose a larger text_seq_len.") from error
-        self.table = tokens.view(len(captions), num_draws, text_seq_len).to(device)
+        num_draws = min(num_draws, -(-MOST_ROWS // len(captions)))
+        rows = [tokenizer.ids(caption, BPE_DROPOUT, rng) for caption in captions for _ in range(num_draws)]
+        plain = [tokenizer.ids(caption) for caption in captions]
+        needed = max(*map(len, plain), sorted(map(len, rows))[99 * len(rows) // 100])
+        self.text_seq_len = text_seq_len or min(MOST_TOKENS, needed)
+        self.num_cut = sum(len(row) > self.text_seq_len for row in plain)
+        # A row that dropout made too long gives way to the caption's own, the shortest.
+        rows = [row if len(row) <= self.text_seq_len else plain[i // num_draws] for i, row in enumerate(rows)]
+        self.table = padded(rows, self.text_seq_len).view(len(captions), num_draws, -1).to(device)
 
     def draw(self, caption_ids: Tensor) -> Tensor:
         """Captions (B,) in 0 .. M - 1 to their text tokens (B, T), by torch's random state."""

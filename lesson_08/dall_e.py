@@ -32,7 +32,7 @@ class DallEConfig:
     even.
     """
 
-    text_vocab_size: int = 64  # V, with PAD_ID; 16,384 in the paper
+    text_vocab_size: int = 1024  # V, with PAD_ID; at most, for a training; 16,384 in the paper
     text_seq_len: int = 6  # T; 256 in the paper
     image_vocab_size: int = 256  # K, the dVAE's codebook; 8,192 in the paper
     grid_size: int = 7  # W, the dVAE's grid
@@ -67,7 +67,7 @@ class DallEConfig:
 
 DALL_E_PRESETS = {
     "cpu": DallEConfig(),
-    "gpu": DallEConfig(dim=256, num_layers=8, num_heads=4, dropout=0.1),
+    "gpu": DallEConfig(text_vocab_size=4096, dim=256, num_layers=8, num_heads=4, dropout=0.1),
     "paper": DallEConfig(
         text_vocab_size=16384,
         text_seq_len=256,

@@ -1,4 +1,4 @@
-"""Draw digits for prompts with a trained DALL·E. Writes PNGs, samples.csv and a grid to output/dall_e_samples."""
+"""Draw pictures for prompts with a trained DALL·E. Writes PNGs, samples.csv and a grid to output/dall_e_samples."""
 
 import random
 import sys
@@ -13,11 +13,11 @@ from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, start
-from utils.data import load_digits, map_in_parts
+from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
+from utils.data import add_data_flags, load_images, map_in_parts
 from utils.machine import get_device
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT
+from utils.prompts import Prompts
 from utils.samples import SeededNoise, add_sample_flags, choose_prompts, write_images
 
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
@@ -31,6 +31,7 @@ class Pipeline:
     dall_e: DallE
     dvae: DiscreteVAE
     files: dict[str, str]  # the checkpoints that it was loaded from
+    data: dict  # what the transformer's says of the data that it learned from
 
     @classmethod
     def load(cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device) -> "Pipeline":
@@ -49,7 +50,8 @@ class Pipeline:
             )
         dall_e = load_model(checkpoint, DallE, DallEConfig)
         tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
-        return cls(tokenizer, dall_e.to(device), dvae.to(device), {"dvae": str(dvae_file), "dall_e": str(dall_e_file)})
+        files = {"dvae": str(dvae_file), "dall_e": str(dall_e_file)}
+        return cls(tokenizer, dall_e.to(device), dvae.to(device), files, checkpoint["data"])
 
     def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
         """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and `sampling`, the
@@ -67,8 +69,8 @@ class Pipeline:
 
 def main() -> None:
     args = parse_args()
-    prompts, columns = choose_prompts(args)
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, get_device())
+    prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
     if args.complete_rows:
@@ -127,20 +129,17 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
 
 
 def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Tensor, Tensor]:
-    """For each prompt a test image of its digit, the same with only its top rows left, (B, C, H, H) both, and the
-    tokens of those rows, computed from them alone, (B, rows * w)."""
+    """For each prompt a test image of which it may be said, or any if there is none; the same with only its top rows left,
+    (B, C, H, H) both; and the tokens of those rows, computed from them alone, (B, rows * w)."""
     config = pipeline.dvae.config
     if args.complete_rows >= config.grid_size:
         raise UserError(
             f"--complete_rows {args.complete_rows} leaves nothing to draw; images have {config.grid_size} rows of tokens."
         )
-    device = pipeline.dall_e.start.device
-    _, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
+    _, test_set, _ = load_images(args, pipeline.dall_e.start.device, pipeline.data)
     rng = random.Random(args.seed)
-    of_digit = {digit: torch.where(test_set.labels == digit)[0].tolist() for digit in DIGIT_OF_PROMPT.values()}
-    images, _ = test_set[
-        torch.tensor([rng.choice(of_digit[DIGIT_OF_PROMPT[prompt]]) for prompt in prompts], device=device)
-    ]
+    chosen = [rng.choice(test_set.showing(prompt).tolist() or range(len(test_set))) for prompt in prompts]
+    images = test_set.images(torch.tensor(chosen))
     pixel_rows = args.complete_rows * config.image_size // config.grid_size
     kept = images.clone()
     kept[:, :, pixel_rows:] = 0.5

@@ -9,9 +9,10 @@ import torch
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, start
-from utils.data import load_digits
+from utils.data import add_data_flags, load_images
 from utils.machine import get_device
 from utils.plots import save_grid
+from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
@@ -35,26 +36,30 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
+FROM_DATA = {"image_size", "image_channels"}
 NUM_HELD_OUT = 1000  # test images that each sample step measures
 NUM_SHOWN = 16  # and shows
 
 
 def main() -> None:
-    parser = TrainingParser(__doc__, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output/dvae", from_data={"image_size"})
+    parser = TrainingParser(__doc__, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output/dvae", FROM_DATA)
+    add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args, "dvae")["dvae"]
-    train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, get_device())
-    held_out, _ = test_set[:NUM_HELD_OUT]
+    train_set, test_set, source = load_images(args, get_device())
+    held_out = test_set.images(slice(NUM_HELD_OUT))
 
-    dvae = build_model(DiscreteVAE, with_sizes(config, image_size=train_set.image_size), training)
+    config = with_sizes(config, image_size=source.image_size, image_channels=source.image_channels)
+    dvae = build_model(DiscreteVAE, config, training)
     matrices = [p for p in dvae.parameters() if p.ndim > 1]
     biases = [p for p in dvae.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96))
 
-    with Run("dvae", dvae, [optimizer], training, args.output_dir, args.resume) as run:
+    data = data_entry(train_set, source)
+    with Run("dvae", dvae, [optimizer], training, args.output_dir, args.resume, data=data) as run:
         for step, index in run.steps(len(train_set)):
-            images, _ = train_set[index]  # (B, C, H, H) in [0, 1]
+            images = train_set.images(index)  # (B, C, H, H) in [0, 1]
             progress = step / training.num_training_steps
             tau = tau_schedule(progress)
             loss, metrics = run.model(images, tau, kl_weight_schedule(progress))

@@ -6,17 +6,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from bpe import CaptionTable, Tokenizer
+from bpe import MOST_TOKENS, CaptionTable, Tokenizer
 from dall_e import DALL_E_PRESETS, DallE
 from dvae import DiscreteVAE, DVAEConfig
 from muon import Muon
-from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, TrainingParser, UserError, start
-from utils.data import load_digits
+from utils.cli import ROOT, TrainingParser, UserError, bounded, start
+from utils.data import add_data_flags, load_images
 from utils.machine import Threads, get_device, say
-from utils.plots import save_grid
-from utils.prompts import PROMPTS, draw_prompt_ids
+from utils.prompts import data_entry
+from utils.samples import sample_captions, write_sample_grid
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
@@ -46,14 +45,16 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
-FROM_DATA = {"text_vocab_size", "image_vocab_size", "grid_size"}
+FROM_DATA = {"text_seq_len", "image_vocab_size", "grid_size"}
+TEXT_SEQ_LEN = f"tokens of a caption that are read (default: what the captions need, at most {MOST_TOKENS})"
 NUM_HELD_OUT = 1000  # test images that each sample step measures
-SAMPLE_PROMPTS = 2 * (PROMPTS[0::2] + PROMPTS[1::2])  # the words, then the numerals, and both again
 
 
 def main() -> None:
     parser = TrainingParser(__doc__, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output/dall_e", FROM_DATA)
     parser.add_argument("--dvae_checkpoint", help="the dVAE whose tokens are learned (default: newest in output/dvae)")
+    parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
+    add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args, "dall_e")["dall_e"]
     device = get_device()
@@ -62,32 +63,35 @@ def main() -> None:
     dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae")
     if dvae_file is None:
         raise UserError("There is no dVAE yet; train one with python train_dvae.py.")
-    dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig).to(device)
-    train_set, test_set = load_digits(args.dataset, args.data_dir, dvae.config.image_channels, device)
+    dvae_checkpoint = load_checkpoint(dvae_file, "dvae")
+    dvae = load_model(dvae_checkpoint, DiscreteVAE, DVAEConfig).to(device)
+    train_set, test_set, source = load_images(args, device, dvae_checkpoint["data"])
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     say("Turning the images into image tokens ...")
     train_tokens, test_tokens = (images.map(dvae.encode, batch_size=64) for images in (train_set, held_out))
 
-    tokenizer = Tokenizer.train(PROMPTS)
+    tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
+    captions = CaptionTable(tokenizer, train_set.captions, args.text_seq_len, device)
+    if captions.num_cut:
+        say(f"{captions.num_cut} captions lose what is behind their {captions.text_seq_len} tokens (--text_seq_len).")
+    held_out_captions = CaptionTable(tokenizer, held_out.captions, captions.text_seq_len, device)
+    prompts = sample_captions(test_set)
+    sample_text = tokenizer.encode(prompts, captions.text_seq_len).to(device)
     config = with_sizes(
         config,
         text_vocab_size=tokenizer.vocab_size,
+        text_seq_len=captions.text_seq_len,
         image_vocab_size=dvae.config.codebook_size,
         grid_size=dvae.config.grid_size,
     )
-    try:
-        captions = CaptionTable(tokenizer, PROMPTS, config.text_seq_len, device)
-        sample_text = tokenizer.encode(SAMPLE_PROMPTS, config.text_seq_len).to(device)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
     dall_e = build_model(DallE, config, training)
     optimizers = make_optimizers(dall_e, training)
-    source = {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}
-    extra = {"tokenizer": tokenizer.to_json(), "sources": {"dvae": source}}
+    learned_from = {"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}}
+    extra = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json(), "sources": learned_from}
     with Run("dall_e", dall_e, optimizers, training, args.output_dir, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):
-            text_tokens = captions.draw(draw_prompt_ids(train_set.labels[index]))  # (B, T), word or numeral
+            text_tokens = captions.draw(train_set.draw_captions(index))  # (B, T), one of what may be said
             image_tokens = train_tokens[index]  # (B, N)
             loss, metrics = run.model(text_tokens, image_tokens)
             run.update(loss, **metrics)
@@ -95,10 +99,10 @@ def main() -> None:
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     images = dvae.decode(averaged.generate(sample_text))
-                    _, losses = averaged(captions.draw(draw_prompt_ids(held_out.labels)), test_tokens)
+                    _, losses = averaged(held_out_captions.draw(held_out.draw_captions()), test_tokens)
                 run.log_held_out({name: value.item() for name, value in losses.items()})
                 if run.is_main:
-                    write_samples(images, run.step, args.output_dir)
+                    write_sample_grid(images, prompts, run.step, args.output_dir)
             if run.is_due(training.save_every):
                 run.save()
 
@@ -118,13 +122,6 @@ def make_optimizers(dall_e: DallE, training: TrainingConfig) -> list[torch.optim
         Muon(blocks, training.learning_rate, training.weight_decay, dtype=dtype),
         torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96)),
     ]
-
-
-def write_samples(images: Tensor, step: int, folder: Path) -> None:
-    """The images (B, C, H, H) drawn for SAMPLE_PROMPTS as a grid, and their prompts as a text."""
-    save_grid(images, folder / f"sample-{step}.png", columns=10, captions=SAMPLE_PROMPTS, title=f"step {step}")
-    rows = [" ".join(SAMPLE_PROMPTS[i : i + 10]) for i in range(0, len(SAMPLE_PROMPTS), 10)]
-    (folder / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 Two transformers, one that reads images and one that reads captions, learn to give an image and its caption embeddings
 that point the same way, and to tell them from all the others of the batch. DALL·E 2 then works in that space.
 
-Ours departs from the paper in what counts as right. Our captions repeat within a batch, ten digits in two spellings, so
-every caption that means what the image shows is a right answer, not only the one the image came with.
+Ours departs from the paper in what counts as right. Where captions repeat within a batch, as those of digits do, every
+caption that may be said of an image is a right answer, not only the one that it came with. Where each image has a caption
+of its own, this is the paper's loss.
 
-B batch, C image channels, H image height and width, N image patches, T text tokens, E embedding size, D width.
+B batch, K captions of an image, C image channels, H image height and width, N image patches, T text tokens, E embedding size, D width.
 """
 
 import math
@@ -33,7 +34,7 @@ class CLIPConfig:
     image_width: int = 128
     image_layers: int = 3
     image_heads: int = 2
-    text_vocab_size: int = 64
+    text_vocab_size: int = 1024  # at most, for a training
     pad_id: int = 0  # the tokenizer's; the first one behind a caption is the end of the text
     text_seq_len: int = 7  # T, with the end of text; 77 in OpenAI's CLIP
     text_width: int = 64
@@ -59,7 +60,14 @@ class CLIPConfig:
 CLIP_PRESETS = {
     "cpu": CLIPConfig(),
     "gpu": CLIPConfig(
-        patch_size=4, image_width=192, image_layers=6, image_heads=4, text_width=128, text_heads=4, embed_dim=128
+        patch_size=4,
+        image_width=192,
+        image_layers=6,
+        image_heads=4,
+        text_vocab_size=4096,
+        text_width=128,
+        text_heads=4,
+        embed_dim=128,
     ),
     # The CLIP of DALL·E 2, a ViT-H/16 (appendix C).
     "paper": CLIPConfig(
@@ -205,18 +213,20 @@ class CLIP(nn.Module):
         with torch.autocast(image_embed.device.type, enabled=False):  # bfloat16 cannot tell 60 from 60.2
             return self.logit_scale.exp() * image_embed @ text_embed.T
 
-    def forward(self, images: Tensor, text_tokens: Tensor, meanings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, text_tokens: Tensor, caption: Tensor, caption_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss (figure 3 of the CLIP paper) of images (B, C, H, H) in [0, 1] and captions (B, T).
 
-        meanings (B,): captions of the same number mean the same, and share the probability of being right equally.
+        caption (B,): the number of each caption. caption_ids (B, K): the numbers of those that may be said of each image.
         Returns the loss, its attainable `floor`, both in nats, and the `logit_scale`.
         """
         text_embed, _ = self.encode_text(text_tokens)
         image_embed = self.encode_image(images)
         if torch.distributed.is_initialized():  # several processes compare all of their images and captions
-            image_embed, text_embed, meanings = map(gather, (image_embed, text_embed, meanings))
+            image_embed, text_embed, caption, caption_ids = map(gather, (image_embed, text_embed, caption, caption_ids))
         logits = self.logits_per_image(image_embed, text_embed)  # (B, B)
-        loss, floor = contrastive_loss(logits, meanings)
+        loss, floor = contrastive_loss(logits, which_hold(caption, caption_ids))
         return loss, {"floor": floor, "logit_scale": self.logit_scale.exp().squeeze()}
 
     @torch.no_grad()
@@ -233,16 +243,26 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x))
 
 
-def contrastive_loss(logits: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:
+def which_hold(caption: Tensor, caption_ids: Tensor) -> Tensor:
+    """Whether each of the captions (B',) may be said of each image, of which caption_ids (B, K) may be: (B, B') bool."""
+    holds = torch.zeros(len(caption_ids), len(caption), dtype=torch.bool, device=caption.device)
+    for ids in caption_ids.T:
+        holds |= ids[:, None] == caption[None, :]
+    return holds
+
+
+def contrastive_loss(logits: Tensor, holds: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits_per_image (B, B), along its rows and its columns, and the least that it can be, in nats.
 
-    Captions of the same number in `meanings` (B,) are equally right. With only one right caption for each image the
-    floor is 0, and this is the paper's loss; with several, no model can know which one the image came with.
+    holds (B, B) bool: the captions that are right for each image, and share the probability of being right equally. With
+    one right caption for each image the floor is 0, and this is the paper's loss; with several, no model can know which
+    one the image came with.
     """
-    same = (meanings[:, None] == meanings[None, :]).float()
-    target = same / same.sum(dim=1, keepdim=True)  # symmetric: all that mean the same have equally many alike
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    return loss, torch.special.entr(target).sum(dim=1).mean()
+    captions_of_image = holds / holds.sum(dim=1, keepdim=True)
+    images_of_caption = holds.T / holds.T.sum(dim=1, keepdim=True)
+    loss = (F.cross_entropy(logits, captions_of_image) + F.cross_entropy(logits.T, images_of_caption)) / 2
+    entropy = torch.special.entr(captions_of_image).sum() + torch.special.entr(images_of_caption).sum()
+    return loss, entropy / (2 * len(logits))
 
 
 class PretrainedCLIP(nn.Module):

@@ -21,15 +21,15 @@ from diffusion import guided
 from diffusion_decoder import decode_image_embed, to_x_0
 from pipeline import Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, UserError, add_data_flags, bounded, start, seed_number
-from utils.data import Images, load_digits
+from utils.cli import ROOT, ArgumentParser, UserError, bounded, seed_number, shortened, start
+from utils.data import CaptionedImages, add_data_flags, load_images
 from utils.machine import get_device
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT, known_prompts
-from utils.samples import SeededNoise
+from utils.prompts import Prompts
+from utils.samples import SeededNoise, sample_captions
 
 PAIRS = ("interpolation", "text_diff")  # modes that take the prompts two by two
-DEFAULT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
+DEFAULT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]  # of plain digits
 NUM_COLUMNS = 8
 NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
@@ -37,10 +37,13 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
-    channels = pipeline.decoder.config.image_channels
-    train_set, test_set = load_digits(args.dataset, args.data_dir, channels, pipeline.device)
+    known = Prompts.of_checkpoint(pipeline.data)
+    train_set, test_set, _ = load_images(args, pipeline.device, pipeline.data)
+    args.prompts = known.check(
+        args.prompts or (DEFAULT_PROMPTS if known.closed else sample_captions(test_set, NUM_COLUMNS))
+    )
     images = choose_images(test_set, args.prompts, args.seed)
-    x_0, _ = images[:]
+    x_0 = images.images()
     z_i = pipeline.clip.encode_images(images)
     x_T = pipeline.decoder.diffusion.invert(guided(pipeline.decoder, 1.0, z_i, None), to_x_0(x_0), args.sampling_steps)
 
@@ -68,8 +71,7 @@ def parse_args():
         "--prompts",
         nargs="+",
         metavar="PROMPT",
-        default=DEFAULT_PROMPTS,
-        help="a test image of each is edited; taken two by two, from and to, by interpolation and text_diff",
+        help="a test image of each is edited; taken two by two, from and to, by interpolation and text_diff (default: some)",
     )
     parser.add_argument("--eta", type=bounded(float, 0, 1), default=1.0, help="how much fresh noise variations get")
     parser.add_argument("--sampling_steps", type=bounded(int, 5, 1000), default=50, help="there and back")
@@ -80,18 +82,20 @@ def parse_args():
     add_model_flags(parser)
     add_data_flags(parser)
     args = parser.parse_args()
-    args.prompts = known_prompts(args.prompts)
-    if args.mode in PAIRS and len(args.prompts) % 2:
+    if args.mode in PAIRS and len(args.prompts or ()) % 2:
         raise UserError(f"{args.mode} takes the prompts two by two, and there are {len(args.prompts)}.")
     return args
 
 
-def choose_images(test_set: Images, prompts: list[str], seed: int) -> Images:
-    """A test image for each prompt."""
-    rng = random.Random(seed)
-    digits = test_set.labels.tolist()
-    chosen = [rng.choice([i for i, digit in enumerate(digits) if digit == DIGIT_OF_PROMPT[p]]) for p in prompts]
-    return test_set.subset(chosen)
+def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> CaptionedImages:
+    """A test image for each prompt. Raises UserError for a prompt that may be said of none."""
+    rng, chosen = random.Random(seed), []
+    for prompt in prompts:
+        fitting = test_set.showing(prompt).tolist()
+        if not fitting:
+            raise UserError(f"No test image has the caption {shortened(prompt)}; give one of theirs.")
+        chosen.append(rng.choice(fitting))
+    return test_set.subset(torch.tensor(chosen, device=test_set.device))
 
 
 def decode(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args, **sampler) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draw digits for prompts with a trained DALL·E 2. Writes PNGs, samples.csv and a grid to output/dall_e_2_samples."""
+"""Draw pictures for prompts with a trained DALL·E 2. Writes PNGs, samples.csv and a grid to output/dall_e_2_samples."""
 
 import sys
 from pathlib import Path
@@ -9,13 +9,14 @@ from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_f
 from utils.cli import ROOT, ArgumentParser, start
 from utils.machine import get_device
 from utils.plots import save_grid
+from utils.prompts import Prompts
 from utils.samples import add_sample_flags, choose_prompts, write_images
 
 
 def main() -> None:
     args = parse_args()
-    prompts, columns = choose_prompts(args)
     pipeline = Pipeline.load(args, get_device())
+    prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
     write_images(images, prompts, seeds, args.output_dir)

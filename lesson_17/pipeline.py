@@ -11,9 +11,8 @@ from lesson_08.bpe import PAD_ID, Tokenizer
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, bounded
-from utils.data import Images, map_in_parts
-from utils.machine import say
-from utils.prompts import DIGIT_OF_PROMPT
+from utils.data import CaptionedImages, map_in_parts
+from utils.machine import free_memory, say
 from utils.samples import SeededNoise
 
 DEFAULT_SAMPLING = {
@@ -56,12 +55,14 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
 class FrozenCLIP:
     """A trained CLIP as the other two models see it, and where it came from.
 
-    source: {"file", "pretrained", "fingerprint"}; the prior's and the decoder's checkpoints carry it.
+    source: {"file", "pretrained", "fingerprint"}; the prior's and the decoder's checkpoints carry it. data: what its
+    checkpoint says of the images that it learned from; None of a pretrained one.
     """
 
     model: CLIP | PretrainedCLIP
     tokenizer: Tokenizer | None
     source: dict
+    data: dict | None = None
 
     @classmethod
     def load(cls, clip_model: str | None, clip_checkpoint: str | None, device, folder=None) -> "FrozenCLIP":
@@ -84,29 +85,46 @@ class FrozenCLIP:
         checkpoint = load_checkpoint(file, "clip")
         model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
         source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
-        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source)
-
-    @property
-    def image_channels(self) -> int:
-        return 1 if self.tokenizer is None else self.model.config.image_channels
+        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"])
 
     @property
     def sizes(self) -> dict[str, int]:
         return sizes_from_clip(self.model if self.tokenizer is None else self.model.config)
 
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Prompts to text tokens (B, T)."""
+        if self.tokenizer is None:
+            return self.model.tokenize(prompts)
+        return tokenize(self.tokenizer, prompts, self.model.config.text_seq_len)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], device) -> tuple[Tensor, Tensor]:
         """Prompts to CLIP's text embeddings (B, E) and token encodings (B, T, D)."""
-        if self.tokenizer is None:
-            tokens = self.model.tokenize(prompts)
-        else:
-            tokens = tokenize(self.tokenizer, prompts, self.model.config.text_seq_len)
-        return self.model.encode_text(tokens.to(device))
+        parts = [self.model.encode_text(tokens.to(device)) for tokens in self.tokenize(prompts).split(500)]
+        text_embed, text_encodings = zip(*parts)
+        return torch.cat(text_embed), torch.cat(text_encodings)
 
     @torch.no_grad()
-    def encode_images(self, images: Images) -> Tensor:
+    def encode_images(self, images: CaptionedImages) -> Tensor:
         """The embeddings (N, E) of all `images`."""
         return images.map(self.model.encode_image)
+
+
+class EncodedCaptions:
+    """What CLIP makes of M captions: computed once, if that fits into the memory, or else each time it is asked for."""
+
+    def __init__(self, clip: FrozenCLIP, captions: list[str], device):
+        self.clip, self.tokens = clip, clip.tokenize(captions).to(device)
+        floats = len(captions) * (clip.sizes["clip_text_seq_len"] * clip.sizes["clip_text_width"])
+        fits = 4 * floats < free_memory(device) / 4
+        self.encoded = clip.encode_prompts(captions, device) if fits else None
+
+    @torch.no_grad()
+    def __getitem__(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """The text embeddings (B, E) and token encodings (B, T, D) of captions (B,) in 0 .. M - 1."""
+        if self.encoded is None:
+            return self.clip.model.encode_text(self.tokens[caption])
+        return tuple(table[caption] for table in self.encoded)
 
 
 def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
@@ -114,10 +132,10 @@ def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
     return {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
 
 
-def nearest_digit(image_embed: Tensor, text_embed: Tensor) -> Tensor:
-    """The digit (B,) of the caption nearest to each image embedding (B, E), text_embed (20, E) being those of PROMPTS."""
-    digits = torch.tensor(list(DIGIT_OF_PROMPT.values()), device=image_embed.device)
-    return digits[(image_embed @ text_embed.T).argmax(dim=1)]
+def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: CaptionedImages) -> float:
+    """The fraction of images, embedded as (N, E), whose nearest caption, embedded as (M, E), may be said of them."""
+    nearest = (image_embed @ text_embed.T).argmax(dim=1)
+    return (images.caption_ids == nearest[:, None]).any(dim=1).float().mean().item()
 
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
@@ -138,6 +156,7 @@ class Pipeline:
     decoder: Decoder
     device: torch.device
     files: dict[str, str]  # the checkpoints that it was loaded from
+    data: dict  # what the prior's says of the data that it learned from
 
     @classmethod
     def load(cls, args, device) -> "Pipeline":
@@ -163,6 +182,7 @@ class Pipeline:
             device,
             {"clip": clip.source["pretrained"] or clip.source["file"]}
             | {"prior": str(prior_file), "decoder": str(decoder_file)},
+            prior["data"],
         )
 
     def draw(

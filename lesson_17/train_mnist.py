@@ -1,4 +1,4 @@
-"""Train DALL·E 2 on MNIST: CLIP, then the prior, then the decoder. Writes to output/clip, output/prior, output/decoder.
+"""Train DALL·E 2: CLIP, then the prior, then the decoder. Writes to output/clip, output/prior, output/decoder.
 
 A stage that is finished is skipped; --stage trains one, whether it is finished or not.
 """
@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from clip import CLIP, CLIP_PRESETS
 from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
-from lesson_08.bpe import PAD_ID, CaptionTable, Tokenizer
+from lesson_08.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
 from lesson_08.muon import Muon
-from pipeline import FrozenCLIP, add_end, nearest_digit, tokenize
+from pipeline import EncodedCaptions, FrozenCLIP, add_end, tokenize, zero_shot_accuracy
 from torch import Tensor, nn
 from utils.checkpoints import load_checkpoint, newest_checkpoint
-from utils.cli import ROOT, TrainingParser, UserError, start
-from utils.data import NUM_CLASSES, load_digits
+from utils.cli import ROOT, TrainingParser, UserError, bounded, start
+from utils.data import CaptionedImages, add_data_flags, load_images
 from utils.machine import Threads, get_device, say
 from utils.plots import save_grid, save_matrix
-from utils.prompts import PROMPTS, draw_prompt_ids, prompt_ids
+from utils.prompts import data_entry
 from utils.run import Run
+from utils.samples import sample_captions
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
@@ -49,10 +50,12 @@ STAGES = {
     "prior": (PRIOR_PRESETS, TRAINING["prior"]),
     "decoder": (DECODER_PRESETS, TRAINING["decoder"]),
 }
-FROM_DATA = {"image_size", "text_vocab_size", "pad_id", "extra_channels"}
+FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id", "extra_channels"}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
 NUM_HELD_OUT = 1000  # test images that each sample step measures
-NUM_DRAWN = 20  # embeddings of each prompt that the prior draws then
+NUM_SHOWN = 20  # captions that the prior draws embeddings for then
+NUM_DRAWN = 20  # embeddings of each
+TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
 
 
 def main() -> None:
@@ -75,6 +78,8 @@ def parse_args():
     parser.add_argument("--stage", choices=list(STAGES), help="train this one only")
     parser.add_argument("--clip_model", metavar="NAME", help="take a CLIP that transformers loads, and train none")
     parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
+    parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
+    add_data_flags(parser)
     args = parser.parse_args()
     given = args.clip_model or args.clip_checkpoint
     if args.clip_model and args.clip_checkpoint or given and args.stage == "clip":
@@ -113,36 +118,48 @@ def make_optimizers(model: nn.Module, blocks: list[nn.Module], training: Trainin
 def train_clip(args, config, training: TrainingConfig) -> None:
     """Stage 1: images and captions to neighbors in one space."""
     device, folder = get_device(), args.output_dir / "clip"
-    train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
-    held_out, one_of_each = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_each(1)
-    tokenizer = Tokenizer.train(PROMPTS)
-    config = with_sizes(config, image_size=train_set.image_size, text_vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
-    try:
-        captions = CaptionTable(tokenizer, PROMPTS, config.text_seq_len - 1, device)
-        prompt_tokens = tokenize(tokenizer, PROMPTS, config.text_seq_len).to(device)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    train_set, test_set, source = load_images(args, device)
+    held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(10)
+    shown_captions = shown.captions[:NUM_SHOWN]
+    tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
+    captions = CaptionTable(tokenizer, train_set.captions, args.text_seq_len, device)
+    if captions.num_cut:
+        say(f"{captions.num_cut} captions lose what is behind their {captions.text_seq_len} tokens (--text_seq_len).")
+    text_seq_len = captions.text_seq_len + 1  # with the end of the text
+    held_out_tokens, shown_tokens = (
+        tokenize(tokenizer, texts, text_seq_len).to(device) for texts in (held_out.captions, shown_captions)
+    )
+    config = with_sizes(
+        config,
+        image_size=source.image_size,
+        image_channels=source.image_channels,
+        text_vocab_size=tokenizer.vocab_size,
+        text_seq_len=text_seq_len,
+        pad_id=PAD_ID,
+    )
 
     clip = build_model(CLIP, config, training)
     optimizers = make_optimizers(clip, [clip.image_encoder.blocks, clip.text_encoder.blocks], training)
-    with Run("clip", clip, optimizers, training, folder, args.resume, tokenizer=tokenizer.to_json()) as run:
+    extra = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json()}
+    with Run("clip", clip, optimizers, training, folder, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):
-            images, labels = train_set[index]  # (B, C, H, H) in [0, 1] and (B,)
-            text_tokens = add_end(captions.draw(draw_prompt_ids(labels)))  # (B, T), word or numeral
-            loss, metrics = run.model(images, text_tokens, meanings=labels)
+            images = train_set.images(index)  # (B, C, H, H) in [0, 1]
+            caption = train_set.draw_captions(index)  # (B,), one of what may be said of each
+            text_tokens = add_end(captions.draw(caption))  # (B, T)
+            loss, metrics = run.model(images, text_tokens, caption, train_set.caption_ids[index])
             run.update(loss, **metrics)
             clip.clip_logit_scale()
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    text_embed, _ = averaged.encode_text(prompt_tokens)
-                    image_embed, shown_embed = map(averaged.encode_image, (held_out[:][0], one_of_each[:][0]))
-                zero_shot = (nearest_digit(image_embed, text_embed) == held_out.labels).float().mean().item()
+                    text_embed = torch.cat([averaged.encode_text(part)[0] for part in held_out_tokens.split(500)])
+                    image_embed = held_out.map(averaged.encode_image)
+                    cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(shown_tokens)[0].T
+                zero_shot = zero_shot_accuracy(image_embed, text_embed, held_out)
                 run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
                     title = f"step {run.step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}"
-                    cosines = shown_embed @ text_embed.T
-                    save_matrix(cosines, folder / f"sample-{run.step}.png", one_of_each[:][0], PROMPTS, title)
+                    save_matrix(cosines, folder / f"sample-{run.step}.png", shown.images(), shown_captions, title)
             if run.is_due(training.save_every):
                 run.save()
 
@@ -150,109 +167,106 @@ def train_clip(args, config, training: TrainingConfig) -> None:
 def train_prior(args, config: PriorConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
     """Stage 2: captions to CLIP image embeddings."""
     device, folder = get_device(), args.output_dir / "prior"
-    train_set, test_set = load_digits(args.dataset, args.data_dir, clip.image_channels, device)
+    train_set, test_set, source = load_images(args, device, clip.data)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     say("Embedding the images ...")
-    image_embed, test_embed = clip.encode_images(train_set), clip.encode_images(held_out)
-    text_embed, text_encodings = clip.encode_prompts(PROMPTS, device)
+    image_embed, held_out_embed = clip.encode_images(train_set), clip.encode_images(held_out)
+    captions, held_out_captions = (EncodedCaptions(clip, images.captions, device) for images in (train_set, held_out))
+    shown = sample_captions(held_out, NUM_SHOWN)
+    shown_ids = torch.tensor([held_out.captions.index(caption) for caption in shown], device=device)
 
     prior = build_model(DiffusionPrior, replace(config, **clip.sizes), training)
     prior.fit_scale(image_embed)
     scaled, diffusion = prior.scale(image_embed), prior.diffusion
-    drawn_for = torch.arange(len(PROMPTS), device=device).repeat_interleave(NUM_DRAWN)
     optimizers = make_optimizers(prior, [prior.blocks], training)
-    with Run("prior", prior, optimizers, training, folder, args.resume, sources={"clip": clip.source}) as run:
+    extra = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
+    with Run("prior", prior, optimizers, training, folder, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):
-            prompt = draw_prompt_ids(train_set.labels[index])
+            text_embed, text_encodings = captions[train_set.draw_captions(index)]  # (B, E), (B, T, D)
             # DDPM, algorithm 1
             x_0 = scaled[index]  # (B, E)
             t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, text_embed[prompt], text_encodings[prompt])  # of x_0
+            predicted = run.model(x_t, t, text_embed, text_encodings)  # of x_0
             loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
             run.update(loss)
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    drawn = draw_image_embed(averaged, text_embed[drawn_for], text_encodings[drawn_for])
-                cosines, measured = evaluate_prior(drawn, text_embed, test_embed, held_out.labels)
+                    cosines, measured = evaluate_prior(averaged, shown_ids, held_out, held_out_captions, held_out_embed)
                 run.log_held_out(measured)
                 if run.is_main:
-                    columns = [f"images of {digit}" for digit in range(NUM_CLASSES)] + PROMPTS
                     title = (
-                        f"step {run.step}: mean cosine of drawn embeddings (rows) to real images' and to captions'; "
+                        f"step {run.step}: mean cosine of the embeddings drawn for a caption (rows) to those of real "
                     )
-                    title += f"{measured['own_caption_nearest']:.1%} nearest to their digit's caption"
-                    save_matrix(cosines, folder / f"sample-{run.step}.png", PROMPTS, columns, title)
+                    title += f"images; {measured['own_caption_nearest']:.1%} nearest to what may be said of the same"
+                    columns = [f"images: {caption}" for caption in shown]
+                    save_matrix(cosines, folder / f"sample-{run.step}.png", shown, columns, title)
             if run.is_due(training.save_every):
                 run.save()
 
 
 def evaluate_prior(
-    drawn: Tensor, text_embed: Tensor, image_embed: Tensor, labels: Tensor
+    prior: DiffusionPrior, shown: Tensor, images: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Where embeddings lie that were drawn for PROMPTS, NUM_DRAWN of each (20 * NUM_DRAWN, E): their mean cosines with the
-    mean real embedding of each digit and with all captions, (20, 10 + 20); and how near they are to their own.
-
-    text_embed (20, E) is CLIP's of PROMPTS; image_embed (N, E) and labels (N,) are those of real images.
-    """
-    prompt = torch.arange(len(PROMPTS), device=labels.device).repeat_interleave(NUM_DRAWN)
-    digits = torch.arange(NUM_CLASSES, device=labels.device).repeat_interleave(len(prompt) // NUM_CLASSES)
-    means = torch.stack([image_embed[labels == digit].mean(dim=0) for digit in range(NUM_CLASSES)])
-    cosines = drawn @ torch.cat([means, text_embed]).T
+    """Where embeddings lie that are drawn for the captions `shown` (S,) of `images`, whose embeddings are (N, E), NUM_DRAWN
+    for each: their mean cosines with the mean embedding of the images of each of these captions, (S, S), and how near they
+    are to their own."""
+    holds = images.holds().float()  # (N, M)
+    means = holds[:, shown].T @ image_embed / holds[:, shown].sum(dim=0)[:, None]  # (S, E)
+    same = holds.T @ holds[:, shown] > 0  # (M, S): both may be said of some image
+    place = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)
+    text_embed, _ = captions[torch.arange(len(images.captions), device=shown.device)]
+    drawn = draw_image_embed(prior, *captions[shown[place]])
     measured = {
-        "own_caption_nearest": (nearest_digit(drawn, text_embed) == digits).float().mean(),
-        "cosine_to_caption": (drawn * text_embed[prompt]).sum(dim=1).mean(),
-        "cosine_to_images": (drawn * means[digits]).sum(dim=1).mean(),
+        "own_caption_nearest": same[(drawn @ text_embed.T).argmax(dim=1), place].float().mean(),
+        "cosine_to_caption": (drawn * text_embed[shown[place]]).sum(dim=1).mean(),
+        "cosine_to_images": (drawn * means[place]).sum(dim=1).mean(),
     }
-    cosines = cosines.view(len(PROMPTS), -1, cosines.shape[1]).mean(dim=1)
+    cosines = (drawn @ means.T).view(len(shown), NUM_DRAWN, -1).mean(dim=1)
     return cosines, {name: value.item() for name, value in measured.items()}
 
 
 def train_decoder(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
     """Stage 3: CLIP image embeddings to images."""
     device, folder = get_device(), args.output_dir / "decoder"
-    if clip.tokenizer is not None and clip.image_channels != config.image_channels:
-        raise UserError(f"The CLIP sees {clip.image_channels} channels; pass --image_channels {clip.image_channels}.")
-    train_set, test_set = load_digits(args.dataset, args.data_dir, config.image_channels, device)
-    held_out = test_set.subset(slice(NUM_HELD_OUT))
-    shown = test_set.of_each(2)
-    shown = shown.subset(torch.arange(len(shown)).view(NUM_CLASSES, 2).T.flatten())  # one of each, then another
-    shown_prompts = prompt_ids(shown.labels, torch.arange(len(shown), device=device) // NUM_CLASSES)  # words, numerals
+    train_set, test_set, source = load_images(args, device, clip.data)
+    held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(10)
     say("Embedding the images ...")
     image_embed, held_out_embed, shown_embed = (clip.encode_images(images) for images in (train_set, held_out, shown))
-    _, text_encodings = clip.encode_prompts(PROMPTS, device)
+    captions = EncodedCaptions(clip, train_set.captions, device)
+    _, held_out_encodings = EncodedCaptions(clip, held_out.captions, device)[held_out.caption_ids[:, 0]]
+    shown_captions = [shown.captions[i] for i in shown.caption_ids[:, 0]]
+    _, shown_encodings = clip.encode_prompts(shown_captions, device)
 
-    config = with_sizes(replace(config, **clip.sizes), image_size=train_set.image_size)
+    sizes = {"image_size": source.image_size, "image_channels": source.image_channels}
+    config = with_sizes(config, **clip.sizes, **sizes)
     decoder = build_model(Decoder, config, training)
     diffusion, optimizers = decoder.diffusion, make_optimizers(decoder, [], training)
-    with Run("decoder", decoder, optimizers, training, folder, args.resume, sources={"clip": clip.source}) as run:
+    extra = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
+    with Run("decoder", decoder, optimizers, training, folder, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):
-            images, labels = train_set[index]
-            prompt = draw_prompt_ids(labels)
+            _, text_encodings = captions[train_set.draw_captions(index)]  # (B, T, D)
             # DDPM, algorithm 1
-            x_0 = to_x_0(images)  # (B, C, H, H) in [-1, 1]
+            x_0 = to_x_0(train_set.images(index))  # (B, C, H, H) in [-1, 1]
             t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, image_embed[index], text_encodings[prompt])  # of v
+            predicted = run.model(x_t, t, image_embed[index], text_encodings)  # of v
             loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
             run.update(loss)
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    encodings = text_encodings[prompt_ids(held_out.labels, spelling=0)]
-                    held_out_loss = diffusion_loss(averaged, held_out[:][0], held_out_embed, encodings)
-                    x_T = torch.randn_like(shown[:][0])
-                    drawn = decode_image_embed(averaged, shown_embed, text_encodings[shown_prompts], x_T)
-                run.log_held_out({"held_out_loss": held_out_loss.item()})
+                    loss = diffusion_loss(averaged, held_out.images(), held_out_embed, held_out_encodings)
+                    x_T = torch.randn_like(shown.images())
+                    drawn = decode_image_embed(averaged, shown_embed, shown_encodings, x_T)
+                run.log_held_out({"held_out_loss": loss.item()})
                 if run.is_main:
-                    rows = [row for pair in zip(shown[:][0].split(10), drawn.split(10)) for row in pair]
-                    captions = [PROMPTS[i] for i in shown_prompts]
-                    captions = captions[:10] * 2 + captions[10:] * 2
                     title = f"step {run.step}: test images above what their embeddings are decoded to"
-                    save_grid(torch.cat(rows), folder / f"sample-{run.step}.png", NUM_CLASSES, captions, title)
+                    rows, path = torch.cat([shown.images(), drawn]), folder / f"sample-{run.step}.png"
+                    save_grid(rows, path, len(shown), 2 * shown_captions, title)
             if run.is_due(training.save_every):
                 run.save()
 

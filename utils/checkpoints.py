@@ -21,6 +21,7 @@ CONTENTS = {
     "model",
     "ema",
     "optimizers",
+    "data",
     "tokenizer",
     "sources",
 }

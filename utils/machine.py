@@ -93,6 +93,13 @@ def total_memory(device: torch.device) -> int:
     return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device that nothing uses yet."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep the memory that is freed, for what comes next: handing it back to Linux and asking for it
     anew costs a CPU a tenth of each step of training and more."""

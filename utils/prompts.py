@@ -1,34 +1,55 @@
-"""Prompts for digits: what each digit is called, and which prompts the models know."""
+"""What a model can be asked for: the prompts it knows, or any, with a word on those that it cannot know."""
 
-import torch
-from torch import Tensor
+from dataclasses import asdict, dataclass
 
 from utils.cli import UserError, shortened
+from utils.data import CaptionedImages, DataSource
+from utils.machine import say
 
-DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-SPELLINGS = [(word, str(digit)) for digit, word in enumerate(DIGIT_WORDS)]  # what each digit is called
-PROMPTS = [spelling for spellings in SPELLINGS for spelling in spellings]
-DIGIT_OF_PROMPT = {spelling: digit for digit, spellings in enumerate(SPELLINGS) for spelling in spellings}
-
-
-def prompt_ids(labels: Tensor, spelling: int) -> Tensor:
-    """The place in PROMPTS of each digit's (B,) word, spelling 0, or numeral, 1."""
-    return len(SPELLINGS[0]) * labels + spelling
+NUM_EXAMPLES = 1000  # captions that a checkpoint carries, to draw random prompts from
 
 
-def draw_prompt_ids(labels: Tensor) -> Tensor:
-    """A place in PROMPTS for each digit (B,): its word or its numeral, by torch's random state."""
-    return prompt_ids(labels, torch.randint(len(SPELLINGS[0]), labels.shape, device=labels.device))
+@dataclass
+class Prompts:
+    """What a model learned to be asked; its checkpoint carries this among its "data"."""
+
+    examples: list[str]  # captions of the training images, some if there are many
+    words: list[str]  # of all of them
+    closed: bool  # whether the captions are all that it may be asked
+
+    @classmethod
+    def of(cls, train_set: CaptionedImages, source: DataSource) -> "Prompts":
+        every = max(1, len(train_set.captions) // NUM_EXAMPLES)
+        words = sorted({word for caption in train_set.captions for word in caption.lower().split()})
+        return cls(train_set.captions[::every][:NUM_EXAMPLES], words, source.dataset in ("mnist", "mnist_5k"))
+
+    @classmethod
+    def of_checkpoint(cls, data: dict) -> "Prompts":
+        """From the "data" of a checkpoint, see data_entry."""
+        return cls(data["examples"], data["words"], data["closed"])
+
+    def check(self, prompts: list[str]) -> list[str]:
+        """The prompts without needless blanks. Names the words that no caption had.
+
+        Raises UserError for an empty one, and for one that is no caption where there are few and all are known: letters
+        alone would do for the tokenizer, and the model would draw something, but nothing it was taught.
+        """
+        checked = [" ".join(prompt.split()) for prompt in prompts]
+        if self.closed:
+            checked = [prompt.lower() for prompt in checked]
+            for prompt, known in zip(prompts, checked):
+                if known not in self.examples:
+                    learned = ", ".join(self.examples)
+                    raise UserError(f"the prompt {shortened(prompt)} is unknown; the models learned {learned}.")
+        if "" in checked:
+            raise UserError("A prompt is empty; say what to draw.")
+        learned = set(self.words)
+        new = sorted({word for prompt in checked for word in prompt.lower().split()} - learned)
+        if new:
+            say(f"No training caption had {', '.join(map(shortened, new[:10]))}; what is drawn for that is a guess.")
+        return checked
 
 
-def known_prompts(prompts: list[str]) -> list[str]:
-    """The prompts as the models know them, lower-cased and without outer blanks.
-
-    Raises UserError for one that is not a digit's word or numeral: letters alone would pass the tokenizer, and the model
-    would draw something for them, but nothing it was taught.
-    """
-    known = [" ".join(prompt.lower().split()) for prompt in prompts]
-    for prompt, normalized in zip(prompts, known):
-        if normalized not in DIGIT_OF_PROMPT:
-            raise UserError(f"the prompt {shortened(prompt)} is unknown; the models learned {', '.join(PROMPTS)}.")
-    return known
+def data_entry(train_set: CaptionedImages, source: DataSource) -> dict:
+    """What a checkpoint says of the data: where they are from, and what the model can be asked for."""
+    return asdict(source) | asdict(Prompts.of(train_set, source))

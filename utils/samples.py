@@ -1,50 +1,71 @@
 """What the scripts that draw images share: which prompts, whose random numbers, and the files that they write."""
 
 import random
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError, positive_int, seed_number
-from utils.plots import to_picture
-from utils.prompts import PROMPTS, known_prompts
+from utils.data import CaptionedImages
+from utils.plots import save_grid, to_picture
+from utils.prompts import Prompts
 from utils.tables import write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
+COLUMNS = 10  # of a training's grid
 MOST_COLUMNS = 64  # of a grid
 MOST_IMAGES = 10_000  # at once: they are kept in memory, and shown in one grid
 
 
 def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
     parser.add_argument(
-        "--prompts", nargs="+", metavar="PROMPT", help="digits as words or numerals (default: 64 random ones)"
+        "--prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help="what to draw, in quotes if it is several words (default: 64 random captions)",
     )
     parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")
 
 
-def choose_prompts(args) -> tuple[list[str], int]:
-    """The prompt of each image, and the columns of the grid: num_samples of each given prompt, or random ones.
+def choose_prompts(args, known: Prompts) -> tuple[list[str], int]:
+    """The prompt of each image, and the columns of the grid: num_samples of each given prompt, or of random captions.
 
-    Raises UserError for a prompt that no model learned.
+    Raises UserError for a prompt that the model cannot be asked for.
     """
-    count = args.num_samples * (NUM_RANDOM if args.prompts is None else len(args.prompts))
-    if count > MOST_IMAGES:
+    given = (
+        known.check(args.prompts) if args.prompts else random.Random(args.seed).choices(known.examples, k=NUM_RANDOM)
+    )
+    if args.num_samples * len(given) > MOST_IMAGES:
+        count = args.num_samples * len(given)
         raise UserError(
             f"That makes {count:,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another --seed each time."
         )
-    if args.prompts is None:
-        rng = random.Random(args.seed)
-        prompts = [rng.choice(PROMPTS) for _ in range(NUM_RANDOM)]
+    prompts = [prompt for prompt in given for _ in range(args.num_samples)]
+    if not args.prompts:
         for row in range(0, NUM_RANDOM, 8):
-            print(" ".join(prompts[row : row + 8]))
-        prompts = [prompt for prompt in prompts for _ in range(args.num_samples)]
+            print(", ".join(given[row : row + 8]))
         return prompts, min(8 * args.num_samples, MOST_COLUMNS)
-    prompts = [prompt for prompt in known_prompts(args.prompts) for _ in range(args.num_samples)]
     columns = args.num_samples if args.num_samples > 1 else max(10, len(prompts) // 100)
     return prompts, min(columns, len(prompts), MOST_COLUMNS)
+
+
+def sample_captions(test_set: CaptionedImages, number: int = 40) -> list[str]:
+    """What a training draws again and again: all captions, as often as they fit in, or some of many."""
+    captions = test_set.captions
+    if len(captions) > number:
+        return random.Random(0).sample(captions, number)
+    return (captions * (number // len(captions)))[:number]
+
+
+def write_sample_grid(images: Tensor, captions: list[str], step: int, folder: Path) -> None:
+    """Images (B, C, H, H) drawn in training as sample-STEP.png, and their captions as sample_prompts-STEP.txt, in rows."""
+    save_grid(images, folder / f"sample-{step}.png", COLUMNS, captions, title=f"step {step}")
+    rows = [", ".join(captions[i : i + COLUMNS]) for i in range(0, len(captions), COLUMNS)]
+    (folder / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 class SeededNoise:
@@ -65,7 +86,8 @@ class SeededNoise:
 def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path) -> None:
     """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{i:04d}-{prompt}.png" for i, prompt in enumerate(prompts)]
+    words = [re.sub(r"\W+", "-", prompt).strip("-")[:40] for prompt in prompts]  # letters and digits: no path, no dots
+    names = [f"{i:04d}-{word}.png" for i, word in enumerate(words)]
     for name, image in zip(names, images):
         to_picture(image).save(folder / name)
     rows = zip(names, prompts, seeds)

@@ -1,11 +1,16 @@
-"""How good drawn digits are: judged by a classifier of real ones, which is trained apart from every model that it judges.
+"""How good samples are, measured by means that do not depend on the models.
 
-B, N, M numbers of images, C channels, D size of the classifier's features.
+Of digits, a classifier of real ones reads which digit a picture shows; the ink is the nearest in color, and the stroke
+thick where there is more ink than in the median image of that digit. Of a user's own images no one knows what they show,
+and less is measured.
+
+B, N, M numbers of images, C channels, H image height and width, D size of the classifier's features.
 """
 
 import json
 import math
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
-from utils.data import NUM_CLASSES, Images, map_in_parts
+from utils.data import CaptionedImages, DataSource, map_in_parts
+from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, asked_for, captions_in_color
 from utils.plots import save_grid
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
+
+NUM_SHOWN = 20  # samples in the picture
 
 
 class Scorer(nn.Module):
-    """A convolutional classifier: images (B, C, 28, 28) in [0, 1] to logits (B, 10), by way of features (B, 64)."""
+    """A convolutional classifier: images (B, C, 28, 28) in [0, 1], of which it sees the brightness, the largest channel, to
+    logits (B, 10), by way of features (B, 64)."""
 
-    def __init__(self, image_channels: int):
+    def __init__(self):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(image_channels, 16, 3, padding=1),
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1),
@@ -40,22 +48,25 @@ class Scorer(nn.Module):
             nn.Linear(64 * 7 * 7, 64),
             nn.ReLU(),
         )
-        self.classify = nn.Linear(64, NUM_CLASSES)
+        self.classify = nn.Linear(64, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.layers(images.amax(dim=1, keepdim=True))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))
 
 
-def train_scorer(train_set: Images, num_steps: int = 2000, batch_size: int = 128) -> Scorer:
+def train_scorer(train_set: CaptionedImages, num_steps: int = 2000, batch_size: int = 128) -> Scorer:
     """A scorer of 99% and more on MNIST's test images, in about a minute on a CPU."""
     torch.manual_seed(0)
-    device = train_set.pixels.device
-    scorer = Scorer(train_set.pixels.shape[1]).to(device)
+    labels, device = digits_of(train_set), train_set.device
+    scorer = Scorer().to(device)
     optimizer = torch.optim.AdamW(scorer.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=num_steps)
     for _ in range(num_steps):
-        images, labels = train_set[torch.randint(len(train_set), (batch_size,), device=device)]
-        loss = F.cross_entropy(scorer(images), labels)
+        index = torch.randint(len(train_set), (batch_size,), device=device)
+        loss = F.cross_entropy(scorer(train_set.images(index)), labels[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,31 +74,31 @@ def train_scorer(train_set: Images, num_steps: int = 2000, batch_size: int = 128
     return scorer.eval().requires_grad_(False)
 
 
-def load_scorer(train_set: Images, folder: Path) -> Scorer:
-    """The scorer of these training images: the one kept in `folder`, or else trained now and kept there.
+def digits_of(images: CaptionedImages) -> Tensor:
+    """The digit that each image shows, by its first caption: (N,)."""
+    of_caption = torch.tensor([asked_for(caption)["digit"] for caption in images.captions], device=images.device)
+    return of_caption[images.caption_ids[:, 0]]
+
+
+def load_scorer(train_set: CaptionedImages, folder: Path) -> Scorer:
+    """The scorer of as many training images: the one kept in `folder`, or else trained now and kept there.
 
     Raises UserError if the file is broken.
     """
-    channels = train_set.pixels.shape[1]
-    path = folder / f"scorer-{len(train_set)}x{channels}.safetensors"  # of 60,000 or 4,500 images, in 1 or 3 channels
+    path = folder / f"scorer-{len(train_set)}.safetensors"  # of 60,000 images or 4,500; the ink does not matter
     if path.exists():
-        scorer = Scorer(channels)
+        scorer = Scorer()
         try:
             scorer.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{path} is broken; delete it, and it is trained again.") from error
-        return scorer.to(train_set.pixels.device).eval().requires_grad_(False)
+        return scorer.to(train_set.device).eval().requires_grad_(False)
     print("Training the scorer, once ...", flush=True)
     scorer = train_scorer(train_set)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(scorer.state_dict(), path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
     return scorer
-
-
-def accuracy(scorer: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images (B, C, 28, 28) in [0, 1] that the scorer takes for their label (B,)."""
-    return (map_in_parts(scorer, images).argmax(dim=1) == labels).float().mean().item()
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -117,13 +128,17 @@ def diversity(features: Tensor, digits: Tensor) -> float:
     return torch.stack([F.pdist(features[digits == digit]).mean() for digit in digits.unique()]).mean().item()
 
 
-def nearest_images(images: Tensor, train_set: Images) -> tuple[Tensor, Tensor]:
+def nearest_images(images: Tensor, train_set: CaptionedImages) -> tuple[Tensor, Tensor]:
     """The distance of each image (B, C, H, W) in [0, 1] to its nearest training image, the root of the mean squared
     difference of their pixels, (B,), and that image's index (B,)."""
     flat = images.flatten(1)
-    squared = train_set.map(lambda others: torch.cdist(others.flatten(1), flat).square() / flat.shape[1], 5000)
-    distances, index = squared.min(dim=0)
-    return distances.sqrt(), index
+    best, index = flat.new_full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+    for start in range(0, len(train_set), 5000):
+        distances = torch.cdist(train_set.images(slice(start, start + 5000)).flatten(1), flat)
+        nearest, place = distances.min(dim=0)
+        index = torch.where(nearest < best, start + place, index)
+        best = torch.minimum(nearest, best)
+    return best / math.sqrt(flat.shape[1]), index
 
 
 @dataclass
@@ -136,97 +151,193 @@ class Row:
     note: str = ""
 
 
+class DigitReader:
+    """What pictures of digits show, read off by means of its own."""
+
+    def __init__(self, scorer: Scorer, train_set: CaptionedImages):
+        self.scorer, labels = scorer, digits_of(train_set)
+        amounts = train_set.map(amount_of_ink)
+        self.medians = torch.stack([amounts[labels == digit].median() for digit in range(10)])
+        self.inks = F.normalize(torch.tensor(list(INKS.values()), device=train_set.device).float(), dim=1)
+
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """Of images (B, C, 28, 28) in [0, 1]: "digit", "ink" (0 where all is gray) and "stroke", as in asked_for, (B,)."""
+        digit = map_in_parts(self.scorer, images).argmax(dim=1)
+        color = images.sum(dim=(2, 3)).expand(-1, 3)
+        return {
+            "digit": digit,
+            "ink": (color @ self.inks.T).argmax(dim=1),
+            "stroke": (amount_of_ink(images) > self.medians[digit]).long(),
+        }
+
+
+def amount_of_ink(images: Tensor) -> Tensor:
+    """The sum of the brightness of images (B, C, H, H): (B,)."""
+    return images.amax(dim=1).sum(dim=(1, 2))
+
+
 @dataclass
 class Samples:
-    """Images (B, C, H, H) drawn for `prompts`, the digits that the prompts name and that the scorer reads, (B,) both."""
+    """Images drawn for prompts of one or more groups."""
 
-    prompts: list[str]
-    images: Tensor
-    digits: Tensor
-    read: Tensor
+    groups: dict[str, list[str]]
+    images: Tensor  # (B, C, H, H) in [0, 1], one for each prompt of each group
+
+    @property
+    def prompts(self) -> list[str]:
+        return [prompt for prompts in self.groups.values() for prompt in prompts]
 
 
-def draw_samples(draw, scorer: nn.Module, images_a_prompt: int = 50) -> Samples:
-    """So many images of each of the 20 prompts; draw(prompts, seeds) -> images (B, C, H, H) in [0, 1]."""
-    prompts = [prompt for prompt in PROMPTS for _ in range(images_a_prompt)]
-    images = draw(prompts, list(range(len(prompts))))
-    digits = torch.tensor([DIGIT_OF_PROMPT[prompt] for prompt in prompts])
-    return Samples(prompts, images, digits, map_in_parts(scorer, images).argmax(dim=1).cpu())
+def questions(source: DataSource, test_set: CaptionedImages, number: int) -> dict[str, list[str]]:
+    """The prompts that samples are drawn for, in groups: `number` of each caption of plain digits; of each pair of digit and
+    ink, those seen in training and those never seen; or the captions of `number` x 20 test images."""
+    rng = random.Random(0)
+    if source.dataset == "colored_mnist":
+        groups = {"seen": [], "never seen": []}
+        for digit in range(10):
+            for ink in INKS:
+                said = [text for stroke in ("thin", "thick") for text in captions_in_color(digit, ink, stroke)]
+                groups["never seen" if (digit, ink) in NEVER_SEEN else "seen"] += rng.choices(said, k=number)
+        return groups
+    if source.is_digits:
+        return {"": [caption for caption in DIGIT_CAPTIONS for _ in range(number)]}
+    first = [test_set.captions[i] for i in test_set.caption_ids[:, 0].tolist()]
+    return {"": rng.sample(first, min(len(first), 20 * number))}
 
 
 class Judge:
-    """The scorer and the real digits that samples are held against."""
+    """The real images that samples are held against, and what reads digits where the images are some."""
 
-    def __init__(self, scorer: nn.Module, train_set: Images, test_set: Images):
-        self.scorer, self.train_set, self.test_set = scorer, train_set, test_set
-        self.features_of_test = test_set.map(scorer.features)
+    def __init__(self, source: DataSource, train_set: CaptionedImages, test_set: CaptionedImages, folder: Path):
+        self.source, self.train_set, self.test_set, self.reader = source, train_set, test_set, None
+        if source.is_digits:
+            self.scorer = load_scorer(train_set, folder)
+            self.reader = DigitReader(self.scorer, train_set)
+            self.test_digits = digits_of(test_set)
+            self.features_of_test = test_set.map(self.scorer.features)
+
+    def draw(self, draw, number: int) -> Samples:
+        """Samples for `questions`; draw(prompts, seeds) -> images (B, C, H, H) in [0, 1]."""
+        groups = questions(self.source, self.test_set, number)
+        prompts = [prompt for prompts in groups.values() for prompt in prompts]
+        return Samples(groups, draw(prompts, list(range(len(prompts)))))
 
     def frechet_distance(self, images: Tensor) -> float:
         """Of images (B, C, H, H) in [0, 1] to the test images, in the scorer's features."""
         return frechet_distance(map_in_parts(self.scorer.features, images), self.features_of_test)
 
     def sample_rows(self, name: str, samples: Samples) -> list[Row]:
-        """How right, how close to real digits, how varied and how new the samples are."""
-        right = samples.digits == samples.read
-        low, high = wilson_interval(int(right.sum()), len(right))
-        fraction, interval = (
-            right.float().mean().item(),
-            f"95% interval {low:.1%} to {high:.1%}, {len(right):,} samples",
-        )
-        distance = self.frechet_distance(samples.images)
-        features = map_in_parts(self.scorer.features, samples.images)
-        of_real = diversity(self.features_of_test.cpu(), self.test_set.labels.cpu())
-        ratio = diversity(features.cpu(), samples.digits) / of_real
+        """How right, how close to real images, how varied and how new the samples are."""
+        rows = self.right_rows(name, samples) if self.reader else []
+        if self.reader:
+            digits = torch.tensor([asked_for(prompt)["digit"] for prompt in samples.prompts])
+            features = map_in_parts(self.scorer.features, samples.images)
+            distance = frechet_distance(features, self.features_of_test)
+            of_real = diversity(self.features_of_test.cpu(), self.test_digits.cpu())
+            ratio = diversity(features.cpu(), digits) / of_real
+            rows += [
+                Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"),
+                Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"),
+            ]
         nearest = nearest_images(samples.images, self.train_set)[0].mean().item()
-        return [
-            Row(f"{name}, prompt accuracy", fraction, f"{fraction:.1%}", interval),
-            Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"),
-            Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"),
-            Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy"),
-        ]
+        return [*rows, Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy")]
+
+    def right_rows(self, name: str, samples: Samples) -> list[Row]:
+        """How often each thing that the prompts asked for is in the picture, and all of them together."""
+        rows, images = [], samples.images.split([len(prompts) for prompts in samples.groups.values()])
+        in_color = self.source.dataset == "colored_mnist"
+        for (group, prompts), drawn in zip(samples.groups.items(), images):
+            read = self.reader.read(drawn)
+            asked = {
+                kind: torch.tensor([asked_for(prompt)[kind] for prompt in prompts]).to(drawn.device) for kind in read
+            }
+            right = {kind: (read[kind] == asked[kind]) | (asked[kind] < 0) for kind in read}
+            if not in_color:
+                rows.append(fraction_row(f"{name}, prompt accuracy", right["digit"]))
+                continue
+            stroke_asked = asked["stroke"] >= 0
+            rows += [
+                fraction_row(f"{name}, {group}, digit", right["digit"]),
+                fraction_row(f"{name}, {group}, ink", right["ink"]),
+                fraction_row(f"{name}, {group}, digit and ink", right["digit"] & right["ink"]),
+                fraction_row(f"{name}, {group}, stroke", right["stroke"][stroke_asked]),
+                fraction_row(f"{name}, {group}, all that was asked", right["digit"] & right["ink"] & right["stroke"]),
+            ]
+        return rows
 
     def real_rows(self, num_images: int) -> list[Row]:
-        """The scorer's own accuracy, and what as many real images as there are samples would get in their place."""
-        fraction = accuracy(self.scorer, *self.test_set[:])
-        floor = self.frechet_distance(self.train_set.at_random(num_images)[:][0])
-        nearest = nearest_images(self.test_set.at_random(num_images)[:][0], self.train_set)[0].mean().item()
-        return [
-            Row("scorer, accuracy", fraction, f"{fraction:.1%}", "on the test images"),
-            Row("real images, Fréchet distance", floor, f"{floor:.1f}", "of as many training images: the floor"),
-            Row("real images, nearest training image", nearest, f"{nearest:.3f}", "of test images"),
-        ]
+        """How well real images are read, and what as many of them as there are samples would get in their place."""
+        real = self.test_set.at_random(num_images)
+        nearest = nearest_images(real.images(), self.train_set)[0].mean().item()
+        rows = [Row("real images, nearest training image", nearest, f"{nearest:.3f}", "of test images")]
+        if self.reader is None:
+            return rows
+        floor = self.frechet_distance(self.train_set.at_random(num_images).images())
+        rows.append(
+            Row("real images, Fréchet distance", floor, f"{floor:.1f}", "of as many training images: the floor")
+        )
+        right = self.right_rows(
+            "real images", Samples({"test": fullest_captions(self.test_set)}, self.test_set.images())
+        )
+        if self.source.dataset != "colored_mnist":
+            return [Row("scorer, accuracy", right[0].value, right[0].text, "on the test images"), *rows]
+        return [*right, *rows]
+
+
+def fullest_captions(images: CaptionedImages) -> list[str]:
+    """The last caption of each image, which says the most of it."""
+    last = (images.caption_ids >= 0).sum(dim=1, keepdim=True) - 1
+    return [images.captions[i] for i in images.caption_ids.gather(1, last).squeeze(1).tolist()]
+
+
+def fraction_row(name: str, right: Tensor) -> Row:
+    """The fraction of what is right (B,), with its interval."""
+    low, high = wilson_interval(int(right.sum()), len(right))
+    fraction = right.float().mean().item()
+    return Row(name, fraction, f"{fraction:.1%}", f"95% interval {low:.1%} to {high:.1%}, {len(right):,} samples")
 
 
 def add_evaluation_flags(parser: ArgumentParser) -> None:
     """--num_samples and --output_dir."""
-    parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="images of each of the 20 prompts")
+    parser.add_argument(
+        "--num_samples",
+        type=bounded(int, 1, 500),
+        default=50,
+        help="of each caption of the digits, or pair of digit and ink",
+    )
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "output/evaluation", help="where the table and the picture go"
     )
 
 
 def write_report(
-    folder: Path, name: str, rows: list[Row], samples: Samples, train_set: Images, files: dict[str, str], sampling: dict
+    folder: Path, name: str, rows: list[Row], samples: Samples, judge: Judge, files: dict[str, str], sampling: dict
 ) -> None:
-    """The rows on the screen; all of it, with the checkpoints and the sampling, to FOLDER/NAME.json; and a sample of each
-    prompt above the training image nearest to it to NAME.png."""
+    """The rows on the screen; all of it, with the checkpoints and the sampling, to FOLDER/NAME.json; and samples of the last
+    group above the training images nearest to them to NAME.png."""
     folder.mkdir(parents=True, exist_ok=True)
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.name:<{width}}  {row.text:>8}  {row.note}")
-    confusion = torch.bincount(NUM_CLASSES * samples.digits + samples.read, minlength=NUM_CLASSES**2)
     report = {
         "checkpoints": {
             model: os.path.relpath(file, ROOT) if Path(file).is_file() else file for model, file in files.items()
         },
+        "data": judge.source.dataset,
         "sampling": sampling,
         "measures": {row.name: {"value": row.value, "text": row.text, "note": row.note} for row in rows},
-        "confusion_matrix": confusion.view(NUM_CLASSES, NUM_CLASSES).tolist(),  # rows prompted, columns read
     }
+    if judge.reader:
+        digits = torch.tensor([asked_for(prompt)["digit"] for prompt in samples.prompts])
+        read = judge.reader.read(samples.images)["digit"].cpu()
+        confusion = torch.bincount(10 * digits + read, minlength=100).view(10, 10)
+        report["confusion_matrix"] = confusion.tolist()  # rows prompted, columns read
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
-    shown = torch.arange(0, len(samples.prompts), len(samples.prompts) // len(PROMPTS))
-    nearest = train_set[nearest_images(samples.images[shown], train_set)[1]][0]
-    captions = PROMPTS + ["nearest"] * len(PROMPTS)
-    save_grid(torch.cat([samples.images[shown], nearest]), folder / f"{name}.png", len(PROMPTS), captions)
+    prompts = list(samples.groups.values())[-1]
+    shown = torch.linspace(0, len(prompts) - 1, min(NUM_SHOWN, len(prompts))).long()
+    images, captions = samples.images[-len(prompts) :][shown], [prompts[i] for i in shown]
+    nearest = judge.train_set.images(nearest_images(images, judge.train_set)[1])
+    cells = [*captions, *["nearest"] * len(captions)]
+    save_grid(torch.cat([images, nearest]), folder / f"{name}.png", len(captions), cells)
     print(f"{name}.json and {name}.png are in {folder}")

@@ -1,0 +1,88 @@
+"""What a digit of MNIST is called, plain or in color: the captions of the digits, and what a caption asks for.
+
+MNIST with captions goes back to arXiv 1511.02793, and MNIST in color to arXiv 1907.02893. Coloured MNIST (`colored_mnist`)
+paints each digit in one ink on black, and calls it thick or thin where it has much or little ink for its digit: "a thick
+red seven", "blue 4", "an eight in orange". Some pairs of a digit and an ink are kept out of the training images.
+
+N images, B images of a batch, K captions of an image.
+"""
+
+import torch
+from torch import Tensor
+
+DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGIT_CAPTIONS = DIGIT_WORDS + [str(digit) for digit in range(10)]
+INKS = {
+    "red": (255, 0, 0),
+    "yellow": (255, 255, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 64, 255),
+    "purple": (176, 0, 255),
+    "orange": (255, 128, 0),
+}
+STROKES = ["thin", "thick"]
+# One pair in five that no training image has: two digits of each ink, and each digit in one ink or two.
+NEVER_SEEN = [(digit, ink) for i, ink in enumerate(INKS) for digit in (i, (i + 5) % 10)]
+
+
+def digit_caption_ids(labels: Tensor) -> Tensor:
+    """The two places in DIGIT_CAPTIONS, word and numeral, of each of the digits (N,): (N, 2)."""
+    return torch.stack([labels, labels + 10], dim=1)
+
+
+def captions_in_color(digit: int, ink: str, stroke: str | None) -> list[str]:
+    """All that is said of a digit in an ink: 6 captions, and with a stroke 6 more that name it."""
+    said = []
+    for adjectives in ([], [stroke]) if stroke else ([],):
+        for name in (DIGIT_WORDS[digit], str(digit)):
+            plain, turned = " ".join([*adjectives, ink, name]), " ".join([*adjectives, name, "in", ink])
+            said += [plain, f"{article(plain)} {plain}", f"{article(turned)} {turned}"]
+    return said
+
+
+def article(text: str) -> str:
+    return "an" if text.startswith(("eight", "8", "orange")) else "a"
+
+
+def asked_for(caption: str) -> dict[str, int]:
+    """What a caption asks for: a "digit", an "ink" and a "stroke", as places in DIGIT_WORDS, INKS and STROKES; -1 where it
+    leaves that open."""
+    words = caption.lower().split()
+    names = {"digit": DIGIT_WORDS, "ink": list(INKS), "stroke": STROKES}
+    found = {kind: [all_of.index(word) for word in words if word in all_of] for kind, all_of in names.items()}
+    found["digit"] += [int(word) for word in words if word in DIGIT_CAPTIONS[10:]]
+    return {kind: places[0] if len(places) == 1 else -1 for kind, places in found.items()}
+
+
+def ink_quantiles(pixels: Tensor, labels: Tensor, quantile: float) -> Tensor:
+    """How much ink, the sum of its pixels (N, 28, 28), an image of each digit has at a quantile of its kind: (10,)."""
+    amounts = pixels.flatten(1).sum(dim=1, dtype=torch.float32)
+    return torch.stack([amounts[labels == digit].quantile(quantile) for digit in range(10)])
+
+
+def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], Tensor]]:
+    """MNIST in color: [(pixels (N, 28, 28) uint8, labels (N,)), ...] of the training and the test images to pixels
+    (N, 3, 28, 28), captions, and those that may be said of each image, (N, 12), -1 where there are fewer.
+
+    The inks are drawn at random, always the same ones; the test images have those never seen, too. The third of a digit's
+    training images with the most ink is thick, the one with the least thin, and of the third between, nothing is said.
+    """
+    low, high = (ink_quantiles(*splits[0], quantile) for quantile in (1 / 3, 2 / 3))
+    colors = torch.tensor(list(INKS.values()))
+    never_seen = torch.zeros(10, len(INKS), dtype=torch.bool)
+    for digit, ink in NEVER_SEEN:
+        never_seen[digit, list(INKS).index(ink)] = True
+    painted = []
+    for split, (pixels, labels) in enumerate(splits):
+        chances = torch.rand(len(labels), len(INKS), generator=torch.Generator().manual_seed(split))
+        chances[never_seen[labels]] *= split  # to 0 in training
+        ink = chances.argmax(dim=1)
+        amount = pixels.flatten(1).sum(dim=1)
+        stroke = (amount > low[labels]).long() + (amount > high[labels])  # 0 thin, 1 neither, 2 thick
+        captions, ids = {}, torch.full((10, len(INKS), 3, 12), -1)
+        for digit, i, s in torch.stack([labels, ink, stroke], dim=1).unique(dim=0).tolist():
+            said = captions_in_color(digit, list(INKS)[i], [STROKES[0], None, STROKES[1]][s])
+            ids[digit, i, s, : len(said)] = torch.tensor([captions.setdefault(text, len(captions)) for text in said])
+        in_color = (pixels[:, None].int() * colors[ink][:, :, None, None] / 255).round().to(torch.uint8)
+        painted.append((in_color, list(captions), ids[labels, ink, stroke]))
+    return painted

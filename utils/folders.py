@@ -1,0 +1,325 @@
+"""A user's own captioned images: a folder, or a data set on the Hugging Face hub, decoded once.
+
+A folder has its captions in a metadata.csv or metadata.jsonl (file_name, text), the convention of the hub's imagefolder, or
+in a text file beside each image, x.txt for x.png, a caption a line. Images in a folder train/ and test/ (or validation/)
+are split as they say; otherwise 5% are kept for the test. Folders are read here and not by the datasets library, as that
+leaves out a row without its image, and an image without its row, without a word.
+
+C channels, H image height and width.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.cli import UserError, shortened
+from utils.data import CaptionedImages, DataSource
+from utils.machine import free_memory, say
+
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+TEST_NAMES = {"test", "validation", "valid", "val"}
+TEST_FRACTION = 0.05
+MOST_CAPTIONS = 32  # of an image; the others are left out
+MOST_OF_MEMORY = 0.5  # what images may take of the device's free memory
+
+
+class Record(NamedTuple):
+    """An image as it was found."""
+
+    name: str
+    content: Path | bytes
+    captions: list[str]
+    is_test: bool
+
+
+class Problems:
+    """What is wrong with some of the data: counted, and the first of each kind named."""
+
+    def __init__(self):
+        self.found = defaultdict(list)
+
+    def add(self, kind: str, name: str) -> None:
+        self.found[kind].append(name)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{len(names)} {kind}: {', '.join(map(shortened, names[:3]))}{', ...' * (len(names) > 3)}"
+            for kind, names in self.found.items()
+        ]
+
+
+def load_own(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages]:
+    """Training and test images of `source`. They are decoded on first use into a folder of their own in `data_dir`.
+
+    Raises UserError if there are none, or fewer than two that can be read.
+    """
+    problems, folder = Problems(), Path(source.dataset)
+    if folder.is_dir() and (records := records_of_folder(folder, source, problems)):
+        files = [record.content.stat() for record in records]
+        seen = [(*record, file.st_size, file.st_mtime_ns) for record, file in zip(records, files)]
+    else:
+        table, captions_of = table_of(source)
+        seen = sorted((name, rows._fingerprint) for name, rows in table.items())
+        records = records_of_table(table, captions_of, problems)
+    told = json.dumps([asdict(source), str(folder.resolve()), seen], default=str)
+    name = f"{folder.resolve().name[:40]}-{hashlib.sha256(told.encode(errors='replace')).hexdigest()[:12]}"
+    decoded = data_dir / "decoded" / name
+    decoded.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(decoded.with_suffix(".lock")):  # other processes wait for the first
+        if not decoded.exists():
+            decode_all(records, source, problems, decoded)
+    return read_decoded(decoded, source, device)
+
+
+def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> list[Record]:
+    """The captioned images of a folder and the folders in it, in the order of their names; none if it has no images."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
+    inside, captions = folder.resolve(), defaultdict(list)
+    for path in files:
+        if path.name in ("metadata.csv", "metadata.jsonl"):
+            for file_name, texts in rows_of_metadata(path, source, problems):
+                captions[Path(os.path.normpath(path.parent / file_name))] += texts
+    for path in files:
+        if path.suffix.lower() == ".txt":
+            beside = [
+                image
+                for ending in IMAGE_ENDINGS
+                for image in (path.with_suffix(ending), path.with_suffix(ending.upper()))
+            ]
+            found = [image for image in beside if image.is_file()] or [path.with_suffix(".png")]
+            for image in found:
+                captions[image] += read_text(path, problems).splitlines()
+
+    records, names = [], {path.relative_to(folder).as_posix(): path for path in images}
+    for name, path in names.items():
+        texts = cleaned(captions.get(path, []))
+        if not path.resolve().is_relative_to(inside):
+            problems.add("images are links out of the folder, and left out", name)
+        elif not texts:
+            problems.add("images have no caption, and are left out", name)
+        else:
+            records.append(Record(name, path, texts, Path(name).parts[0].lower() in TEST_NAMES))
+    for path in captions.keys() - set(images):
+        problems.add("captions are of images that the folder does not have", os.path.relpath(path, folder))
+    if images and not records:
+        raise UserError(
+            f"None of the {len(images)} images in {folder} has a caption; put them into {folder / 'metadata.csv'}, with the "
+            f"columns file_name and text, or into a text file beside each image."
+        )
+    return records
+
+
+def rows_of_metadata(path: Path, source: DataSource, problems: Problems) -> Iterable[tuple[str, list[str]]]:
+    """File names and captions of a metadata.csv or metadata.jsonl. Raises UserError if its columns are not there."""
+    text = read_text(path, problems)
+    if path.suffix == ".csv":
+        csv.field_size_limit(2**31 - 1)
+        rows = list(csv.DictReader(io.StringIO(text.replace("\0", ""))))
+    else:
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                problems.add("lines cannot be read", f"{path.name}:{number}")
+        rows = [row for row in rows if isinstance(row, dict)]
+    columns = list(rows[0]) if rows else []
+    image_column = column_of(columns, source.image_column, ("file_name", "image"), path)
+    caption_column = column_of(columns, source.caption_column, ("text", "caption", "captions"), path)
+    for row in rows:
+        name, texts = row.get(image_column), row.get(caption_column)
+        if isinstance(name, str) and name:
+            yield name, texts if isinstance(texts, list) else [texts]
+
+
+def column_of(columns: list[str], given: str | None, usual: tuple[str, ...], where) -> str:
+    """The column that was asked for, or the first of the usual ones."""
+    for name in (given,) if given else usual:
+        if name in columns:
+            return name
+    raise UserError(
+        f"{where} has no column {given or ' or '.join(usual)}; it has {shortened(', '.join(map(str, columns)) or 'none')}. "
+        f"--image_column and --caption_column say which to take."
+    )
+
+
+def read_text(path: Path, problems: Problems) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        problems.add("files are not UTF-8, and read with their wrong letters replaced", path.name)
+        return content.decode("utf-8", errors="replace")
+
+
+def cleaned(captions: list) -> list[str]:
+    """Captions without needless blanks, each once, the empty ones left out."""
+    texts = (" ".join(text.split()) for text in captions if isinstance(text, str))
+    return list(dict.fromkeys(text for text in texts if text))[:MOST_CAPTIONS]
+
+
+def table_of(source: DataSource):
+    """A data set as the datasets library loads it, {split: rows (name, image, caption)}, and what turns the caption of a
+    row into texts."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("Data sets on the hub need another package: pip install datasets.") from error
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_dataset(source.dataset)
+    except Exception as error:  # of many kinds: no such name, no network, a broken file
+        reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        raise UserError(
+            f"{shortened(source.dataset)} is neither a folder with captioned images nor a data set that can be loaded ({reason})."
+        ) from error
+    features = next(iter(splits.values())).features
+    of_images = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))
+    image_column = column_of(list(features), source.image_column, of_images or ("image",), source.dataset)
+    caption_column = column_of(list(features), source.caption_column, ("text", "caption", "captions"), source.dataset)
+    if image_column not in of_images:
+        raise UserError(f"The column {image_column} of {source.dataset} has no images; --image_column says which has.")
+    names = getattr(features[caption_column], "names", None)  # of classes, which are captions too
+
+    def captions_of(value) -> list:
+        return value if isinstance(value, list) else [names[value] if names and isinstance(value, int) else value]
+
+    raw = datasets.Image(decode=False)
+    columns = {image_column: "image", caption_column: "caption"}
+    return {
+        name: rows.select_columns(list(columns)).rename_columns(columns).cast_column("image", raw)
+        for name, rows in splits.items()
+    }, captions_of
+
+
+def records_of_table(table, captions_of, problems: Problems) -> Iterable[Record]:
+    """The captioned images of the splits of a data set."""
+    for split, rows in table.items():
+        for i, row in enumerate(rows):
+            texts, image = cleaned(captions_of(row["caption"])), row["image"] or {}
+            if texts:
+                yield Record(
+                    f"{split}:{i}",
+                    image.get("bytes") or Path(image.get("path") or ""),
+                    texts,
+                    split.lower() in TEST_NAMES,
+                )
+            else:
+                problems.add("images have no caption, and are left out", f"{split}:{i}")
+
+
+def decode_all(records: Iterable[Record], source: DataSource, problems: Problems, folder: Path) -> None:
+    """Decode the images into one file of bytes, training images first, with their captions beside it."""
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    captions, is_test = [], []
+
+    def decode(record: Record):
+        try:
+            return record, to_pixels(record.content, source.image_size, source.image_channels)
+        except Exception:  # whatever a broken image provokes
+            return record, None
+
+    with ThreadPoolExecutor() as threads, open(temporary / "pixels", "wb") as file:
+        for record, pixels in tqdm(threads.map(decode, records), desc="decoding", unit=" images"):
+            if pixels is None:
+                problems.add("images cannot be read, and are left out", record.name)
+                continue
+            file.write(pixels)
+            captions.append(record.captions)
+            is_test.append(record.is_test)
+    if len(captions) < 2:
+        shutil.rmtree(temporary)
+        found = "; ".join(problems.lines())
+        raise UserError(
+            f"{source.dataset} has {len(captions)} captioned images that can be read, and 2 are the least, one to train and one "
+            f"to test on.{' ' * bool(found)}{found}"
+        )
+    if not any(is_test) or all(is_test):
+        order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0)).tolist()
+        chosen = set(order[: max(1, round(TEST_FRACTION * len(captions)))])
+        is_test = [i in chosen for i in range(len(captions))]
+    order = sorted(range(len(captions)), key=lambda i: (is_test[i], i))
+    pixels = memory_map(temporary / "pixels", len(captions), source)
+    with open(temporary / "in_order", "wb") as file:
+        for i in order:
+            file.write(pixels[i].numpy().tobytes())
+    del pixels
+    os.replace(temporary / "in_order", temporary / "pixels")
+    about = {
+        "captions": [captions[i] for i in order],
+        "num_train": is_test.count(False),
+        "problems": problems.lines(),
+    }
+    (temporary / "captions.json").write_text(json.dumps(about))
+    os.replace(temporary, folder)
+
+
+def to_pixels(content: Path | bytes, size: int, channels: int) -> bytes:
+    """An image file as uint8 in 0..255, (C, H, H): turned as its camera says, on white where it is transparent, its middle
+    square resized."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags and large sizes
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits, of which Pillow would keep the darkest 8
+                image = image.convert("I").point(lambda value: value / 257).convert("L")
+            if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB").convert("RGB" if channels == 3 else "L")
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    planes = image.split()
+    return b"".join(plane.tobytes() for plane in planes)
+
+
+def memory_map(path: Path, number: int, source: DataSource) -> Tensor:
+    """The images of a file of bytes, (N, C, H, H) uint8, read where they are looked at."""
+    shape = (number, source.image_channels, source.image_size, source.image_size)
+    return torch.from_file(str(path), size=torch.Size(shape).numel(), dtype=torch.uint8).view(shape)
+
+
+def read_decoded(folder: Path, source: DataSource, device) -> tuple[CaptionedImages, CaptionedImages]:
+    """What decode_all has written; in the device's memory if it fits."""
+    about = json.loads((folder / "captions.json").read_text())
+    captions, number = about["captions"], about["num_train"]
+    for line in about["problems"]:
+        say(f"Of {source.dataset}, {line}.")
+    pixels = memory_map(folder / "pixels", len(captions), source)
+    if pixels.numel() <= MOST_OF_MEMORY * free_memory(device):
+        pixels = pixels.to(device, copy=True)
+    else:
+        say(f"The images take {pixels.numel() / 2**30:.1f} GiB, so they stay in {folder}.")
+    say(f"{source.dataset} has {number:,} images to train on and {len(captions) - number:,} to test on.")
+    return tuple(with_captions(pixels[part], captions[part], device) for part in (slice(number), slice(number, None)))
+
+
+def with_captions(pixels: Tensor, captions: list[list[str]], device) -> CaptionedImages:
+    """Images (N, C, H, H) and the captions of each."""
+    places = {}
+    for texts in captions:
+        for text in texts:
+            places.setdefault(text, len(places))
+    ids = torch.full((len(captions), max(map(len, captions))), -1)
+    for row, texts in zip(ids, captions):
+        row[: len(texts)] = torch.tensor([places[text] for text in texts])
+    return CaptionedImages(pixels, list(places), ids.to(device))
