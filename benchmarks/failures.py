@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import newest_checkpoint
-from utils.cli import ArgumentParser, UserError, add_data_flags, start
+from utils.cli import ArgumentParser, UserError, start
+from utils.data import add_data_flags
 
 
 @dataclass

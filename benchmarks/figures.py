@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.cli import ArgumentParser, UserError, add_data_flags
-from utils.data import load_digits
+from utils.cli import ArgumentParser, UserError
+from utils.data import add_data_flags, data_source, load_images
 from utils.plots import to_picture
 
 
@@ -18,7 +18,7 @@ def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) ->
     add_data_flags(parser)
 
 
-def draw_figures(figures: dict, pipeline, image_channels: int, device, args) -> None:
+def draw_figures(figures: dict, pipeline, device, args) -> None:
     """Call figures[name](pipeline, test set, folder) for each name that was asked for.
 
     Raises UserError for a name that no figure has.
@@ -27,7 +27,7 @@ def draw_figures(figures: dict, pipeline, image_channels: int, device, args) -> 
     for name in names:
         if name not in figures:
             raise UserError(f"there is no figure {name}, but {', '.join(figures)}.")
-    _, test_set = load_digits(args.dataset, args.data_dir, image_channels, device)
+    _, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, device)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in names:
         figures[name](pipeline, test_set, args.output_dir)

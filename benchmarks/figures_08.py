@@ -16,10 +16,10 @@ from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, start
-from utils.data import Images
+from utils.data import CaptionedImages
 from utils.machine import get_device
 from utils.plots import save_grid
-from utils.prompts import DIGIT_WORDS
+from utils.digits import DIGIT_WORDS
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
 NUM_IMAGES = 10  # a row
@@ -29,7 +29,7 @@ def main() -> None:
     args = parse_args()
     device = get_device()
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
-    draw_figures(FIGURES, pipeline, pipeline.dvae.config.image_channels, device, args)
+    draw_figures(FIGURES, pipeline, device, args)
 
 
 def parse_args():
@@ -39,9 +39,9 @@ def parse_args():
     return parser.parse_args()
 
 
-def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def relaxation(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """Soft codes, which training sees, and hard ones, which tokens are, at each checkpoint of the dVAE (section 2.1)."""
-    images, _ = test_set[:500]
+    images = test_set.images(slice(500))
     rows = {"test images": images[:NUM_IMAGES]}
     for step, file in checkpoints_in(Path(pipeline.files["dvae"]).parent, "dvae").items():
         checkpoint = load_checkpoint(file, "dvae")
@@ -57,7 +57,7 @@ def relaxation(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_rows(rows, folder / "relaxation.png")
 
 
-def codes(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def codes(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The codes used most: what each draws on average, among the others of an image, and below it alone in the dark."""
     dvae, c = pipeline.dvae, pipeline.dvae.config
     cell = c.image_size // c.grid_size
@@ -82,7 +82,7 @@ def codes(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_grid(torch.cat(rows), folder / "codes.png", 16, captions)
 
 
-def codebook(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def codebook(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """How often the test images use each code, the commonest first."""
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ def codebook(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     figure.savefig(folder / "codebook.png")
 
 
-def masks(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def masks(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The attention masks, at the sizes of the paper's figure 11."""
     from matplotlib.figure import Figure
 
@@ -110,7 +110,7 @@ def masks(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     figure.savefig(folder / "masks.png")
 
 
-def tokens(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def tokens(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image for each digit as its tokens appear, one by one."""
     dvae, config = pipeline.dvae, pipeline.dall_e.config
     text_tokens = pipeline.tokenizer.encode(DIGIT_WORDS, config.text_seq_len).to(pipeline.dall_e.start.device)
@@ -127,7 +127,7 @@ def tokens(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_gif(frames, folder / "tokens.gif", milliseconds=80, scale=3)
 
 
-def sampling(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def sampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The same seeds drawn in different ways."""
     prompts = [word for word in DIGIT_WORDS for _ in range(2)]
     changes = {
@@ -147,7 +147,7 @@ def sampling(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_rows(rows, folder / "sampling.png", [caption for word in DIGIT_WORDS for caption in (word, "")])
 
 
-def training(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def training(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The sample grids of the transformer's run, one after another."""
     grids = {int(file.stem.split("-")[1]): file for file in sample_grids(pipeline.files["dall_e"])}
     save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)

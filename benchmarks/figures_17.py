@@ -13,9 +13,10 @@ from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, start
-from utils.data import Images
+from utils.data import CaptionedImages
 from utils.machine import get_device
-from utils.prompts import DIGIT_WORDS, PROMPTS, SPELLINGS
+from utils.digits import DIGIT_CAPTIONS, DIGIT_WORDS
+from utils.scoring import digits_of
 
 NUM_COLUMNS = 11
 TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above the columns
@@ -24,7 +25,7 @@ TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above 
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
-    draw_figures(FIGURES, pipeline, pipeline.decoder.config.image_channels, pipeline.device, args)
+    draw_figures(FIGURES, pipeline, pipeline.device, args)
 
 
 def parse_args():
@@ -34,40 +35,42 @@ def parse_args():
     return parser.parse_args()
 
 
-def embeddings(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def embeddings(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """CLIP's embeddings of 2,000 test images and of all prompts, on the two axes along which the images spread most."""
     from matplotlib.figure import Figure
 
     shown = test_set.at_random(2000)
     image_embed = pipeline.clip.encode_images(shown)
-    text_embed, _ = pipeline.clip.encode_prompts(PROMPTS, pipeline.device)
+    text_embed, _ = pipeline.clip.encode_prompts(DIGIT_CAPTIONS, pipeline.device)
     mean = image_embed.mean(dim=0)
     _, directions = torch.linalg.eigh(torch.cov((image_embed - mean).T))  # columns, the widest spread last
     directions = directions[:, [-1, -2]]
     image_xy, text_xy = (((embed - mean) @ directions).cpu() for embed in (image_embed, text_embed))
     figure = Figure(figsize=(7, 6), dpi=80, layout="constrained")
     axes = figure.subplots()
-    points = axes.scatter(*image_xy.T, c=shown.labels.cpu(), cmap="tab10", s=5)
-    for digit, (x, y) in enumerate(text_xy.view(10, 2, 2).mean(dim=1).tolist()):  # both spellings lie at one place
+    points = axes.scatter(*image_xy.T, c=digits_of(shown).cpu(), cmap="tab10", s=5)
+    for digit, (x, y) in enumerate(text_xy.view(2, 10, 2).mean(dim=0).tolist()):  # both spellings lie at one place
         above = {"va": "bottom" if digit < 5 else "top", "ha": "center"}  # two and eight lie close
-        axes.text(x, y, ", ".join(SPELLINGS[digit]), fontsize=9, bbox={"fc": "white", "alpha": 0.7, "pad": 1}, **above)
+        axes.text(
+            x, y, f"{DIGIT_WORDS[digit]}, {digit}", fontsize=9, bbox={"fc": "white", "alpha": 0.7, "pad": 1}, **above
+        )
         axes.plot(x, y, "kx")
     axes.legend(*points.legend_elements(), title="images of", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="first principal component", ylabel="second")
     figure.savefig(folder / "embeddings.png")
 
 
-def noise(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def noise(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image on its way into the noise; and a sample on its way out, with the x_0 that is predicted on the way."""
     decoder, diffusion = pipeline.decoder, pipeline.decoder.diffusion
     torch.manual_seed(0)
-    images, _ = test_set[:1]
+    images = test_set.images(slice(1))
     eps = torch.randn_like(images)
     t = torch.linspace(0, diffusion.num_timesteps, NUM_COLUMNS, device=images.device).round().long()
     drowned = torch.cat([diffusion.q_sample(to_x_0(images), step[None], eps) for step in t])
 
     text_embed, text_encodings = pipeline.clip.encode_prompts(["seven"], pipeline.device)
-    image_embed = pipeline.clip.encode_images(test_set.subset(test_set.labels == 7))[:1]
+    image_embed = pipeline.clip.encode_images(test_set.subset(test_set.showing("7")[:1]))
     x, predicted = [], []
     network = guided(decoder, DEFAULT_SAMPLING["guidance_scale"], image_embed, text_encodings)
 
@@ -86,7 +89,7 @@ def noise(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     save_rows({name: from_x_0(row) for name, row in rows.items()}, folder / "noise.png", [f"t {step}" for step in t])
 
 
-def guidance(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def guidance(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The same seeds under the decoder's guidance, from none to too much."""
     save_rows(
         {f"guidance_scale {scale}": draw_words(pipeline, guidance_scale=float(scale)) for scale in (0, 1, 2, 4, 8, 16)},
@@ -95,7 +98,7 @@ def guidance(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
     )
 
 
-def steps(pipeline: Pipeline, test_set: Images, folder: Path) -> None:
+def steps(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The same seeds in few and many steps, by DDIM and by DDPM."""
     ways = [("ddim", number) for number in (1, 2, 5, 10, 20, 50)] + [
         ("ddpm", number) for number in (5, 10, 20, 50, 250)

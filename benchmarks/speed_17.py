@@ -42,9 +42,9 @@ def main() -> None:
     clip = build_model(CLIP, c, training)
     images = torch.rand(training.batch_size, 1, 28, 28, device=device)
     tokens = torch.zeros(training.batch_size, c.text_seq_len, dtype=torch.long, device=device)
-    meanings = torch.arange(training.batch_size, device=device)
+    caption = torch.arange(training.batch_size, device=device)
     optimizers = make_optimizers(clip, [clip.image_encoder.blocks, clip.text_encoder.blocks], training)
-    ms = step_ms(optimizers, training, lambda: clip(images, tokens, meanings)[0], device)
+    ms = step_ms(optimizers, training, lambda: clip(images, tokens, caption, caption[:, None])[0], device)
     print(f"CLIP    {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["prior"]

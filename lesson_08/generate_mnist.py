@@ -14,7 +14,7 @@ from dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
-from utils.data import add_data_flags, load_images, map_in_parts
+from utils.data import add_data_flags, data_source, load_images, map_in_parts
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
@@ -136,7 +136,7 @@ def image_tops(pipeline: Pipeline, prompts: list[str], args) -> tuple[Tensor, Te
         raise UserError(
             f"--complete_rows {args.complete_rows} leaves nothing to draw; images have {config.grid_size} rows of tokens."
         )
-    _, test_set, _ = load_images(args, pipeline.dall_e.start.device, pipeline.data)
+    _, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.dall_e.start.device)
     rng = random.Random(args.seed)
     chosen = [rng.choice(test_set.showing(prompt).tolist() or range(len(test_set))) for prompt in prompts]
     images = test_set.images(torch.tensor(chosen))

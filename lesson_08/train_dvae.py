@@ -9,7 +9,7 @@ import torch
 from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, start
-from utils.data import add_data_flags, load_images
+from utils.data import add_data_flags, data_source, load_images
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.prompts import data_entry
@@ -46,7 +46,7 @@ def main() -> None:
     add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args, "dvae")["dvae"]
-    train_set, test_set, source = load_images(args, get_device())
+    train_set, test_set, source = load_images(data_source(args), args.data_dir, get_device())
     held_out = test_set.images(slice(NUM_HELD_OUT))
 
     config = with_sizes(config, image_size=source.image_size, image_channels=source.image_channels)

@@ -12,7 +12,7 @@ from dvae import DiscreteVAE, DVAEConfig
 from muon import Muon
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
-from utils.data import add_data_flags, load_images
+from utils.data import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device, say
 from utils.prompts import data_entry
 from utils.samples import sample_captions, write_sample_grid
@@ -65,7 +65,7 @@ def main() -> None:
         raise UserError("There is no dVAE yet; train one with python train_dvae.py.")
     dvae_checkpoint = load_checkpoint(dvae_file, "dvae")
     dvae = load_model(dvae_checkpoint, DiscreteVAE, DVAEConfig).to(device)
-    train_set, test_set, source = load_images(args, device, dvae_checkpoint["data"])
+    train_set, test_set, source = load_images(data_source(args, dvae_checkpoint["data"]), args.data_dir, device)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     say("Turning the images into image tokens ...")
     train_tokens, test_tokens = (images.map(dvae.encode, batch_size=64) for images in (train_set, held_out))

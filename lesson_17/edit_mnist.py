@@ -22,7 +22,7 @@ from diffusion_decoder import decode_image_embed, to_x_0
 from pipeline import Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, seed_number, shortened, start
-from utils.data import CaptionedImages, add_data_flags, load_images
+from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
@@ -38,7 +38,7 @@ def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
     known = Prompts.of_checkpoint(pipeline.data)
-    train_set, test_set, _ = load_images(args, pipeline.device, pipeline.data)
+    train_set, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     args.prompts = known.check(
         args.prompts or (DEFAULT_PROMPTS if known.closed else sample_captions(test_set, NUM_COLUMNS))
     )

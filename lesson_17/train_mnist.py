@@ -20,7 +20,7 @@ from pipeline import EncodedCaptions, FrozenCLIP, add_end, tokenize, zero_shot_a
 from torch import Tensor, nn
 from utils.checkpoints import load_checkpoint, newest_checkpoint
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
-from utils.data import CaptionedImages, add_data_flags, load_images
+from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device, say
 from utils.plots import save_grid, save_matrix
 from utils.prompts import data_entry
@@ -118,7 +118,7 @@ def make_optimizers(model: nn.Module, blocks: list[nn.Module], training: Trainin
 def train_clip(args, config, training: TrainingConfig) -> None:
     """Stage 1: images and captions to neighbors in one space."""
     device, folder = get_device(), args.output_dir / "clip"
-    train_set, test_set, source = load_images(args, device)
+    train_set, test_set, source = load_images(data_source(args), args.data_dir, device)
     held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(10)
     shown_captions = shown.captions[:NUM_SHOWN]
     tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
@@ -167,7 +167,7 @@ def train_clip(args, config, training: TrainingConfig) -> None:
 def train_prior(args, config: PriorConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
     """Stage 2: captions to CLIP image embeddings."""
     device, folder = get_device(), args.output_dir / "prior"
-    train_set, test_set, source = load_images(args, device, clip.data)
+    train_set, test_set, source = load_images(data_source(args, clip.data), args.data_dir, device)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     say("Embedding the images ...")
     image_embed, held_out_embed = clip.encode_images(train_set), clip.encode_images(held_out)
@@ -231,7 +231,7 @@ def evaluate_prior(
 def train_decoder(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
     """Stage 3: CLIP image embeddings to images."""
     device, folder = get_device(), args.output_dir / "decoder"
-    train_set, test_set, source = load_images(args, device, clip.data)
+    train_set, test_set, source = load_images(data_source(args, clip.data), args.data_dir, device)
     held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(10)
     say("Embedding the images ...")
     image_embed, held_out_embed, shown_embed = (clip.encode_images(images) for images in (train_set, held_out, shown))

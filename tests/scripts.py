@@ -103,4 +103,4 @@ def files_of(folder):
 def put_untrained_scorer(folder):
     """A scorer that knows nothing, where an evaluation of the 5,000 digits would keep its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(Scorer(1).state_dict(), folder / "scorer-4500x1.safetensors")
+    save_file(Scorer().state_dict(), folder / "scorer-4500.safetensors")

@@ -4,11 +4,11 @@ hundreds with --hypothesis-profile many."""
 import io
 import pickle
 import sys
-from argparse import Namespace
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
-from bpe import Tokenizer
 from clip import CLIP, CLIPConfig
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
@@ -18,9 +18,12 @@ from scripts import ROOT, refused, script
 
 from utils.checkpoints import CONTENTS, find_checkpoint, load_checkpoint, load_model, save_checkpoint
 from utils.cli import ArgumentParser, UserError, bounded
-from utils.data import load_digits
-from utils.prompts import DIGIT_OF_PROMPT, PROMPTS
+from utils.data import DataSource, load_images
+from utils.digits import DIGIT_CAPTIONS
+from utils.plots import save_grid
+from utils.prompts import Prompts
 from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.tables import read_rows
 
 MODELS = {
     "dvae": (DiscreteVAE, DVAEConfig(hidden_dim=8, codebook_size=16)),
@@ -118,6 +121,9 @@ def test_names_that_are_no_checkpoints(name):
         find_checkpoint(name, "dvae")
 
 
+DIGITS = Prompts(DIGIT_CAPTIONS, DIGIT_CAPTIONS, closed=True)
+
+
 def parsed(arguments):
     """What the flags of a generator make of the arguments; None if they refuse them, in one sentence."""
     parser = ArgumentParser("test")
@@ -126,7 +132,7 @@ def parsed(arguments):
     stderr, sys.stderr = sys.stderr, io.StringIO()
     try:
         args = parser.parse_args(arguments)
-        return args, choose_prompts(args)
+        return args, choose_prompts(args, DIGITS)
     except (SystemExit, UserError) as error:
         message = sys.stderr.getvalue().strip() if isinstance(error, SystemExit) else str(error)
         assert not isinstance(error, SystemExit) or error.code == 2
@@ -146,7 +152,7 @@ def test_prompts(prompts):
     result = parsed(["--prompts", *prompts])
     if result is not None:
         _, (chosen, columns) = result
-        assert all(prompt in DIGIT_OF_PROMPT for prompt in chosen) and 1 <= columns <= len(chosen)
+        assert all(prompt in DIGIT_CAPTIONS for prompt in chosen) and 1 <= columns <= len(chosen)
 
 
 numerals = st.one_of(
@@ -166,22 +172,24 @@ def test_numbers(flag, text):
         assert 0 <= args.temperature <= 100 and columns <= 64
 
 
-@given(st.data())
-def test_tokens_or_a_refusal(data):
-    tokenizer = Tokenizer.train(PROMPTS)
-    try:
-        tokens = tokenizer.encode([data.draw(st.text())], 6)
-    except ValueError:
-        return
-    assert tokens.shape == (1, 6) and 0 <= tokens.min() and tokens.max() < tokenizer.vocab_size
+@given(st.lists(st.text(min_size=1, max_size=300), min_size=1, max_size=5))
+def test_pictures_of_any_prompt_stay_in_their_folder_under_short_names(prompts):
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples"
+        write_images(torch.zeros(len(prompts), 1, 4, 4), prompts, list(range(len(prompts))), samples)
+        save_grid(torch.zeros(len(prompts), 1, 4, 4), samples / "grid.png", 2, prompts)
+        rows = read_rows(samples / "samples.csv")
+        assert len(rows) == len(list(Path(folder).rglob("*.png"))) - 1 == len(prompts)
+        for row in rows:
+            assert (samples / row["file"]).is_file() and len(row["file"].encode()) < 200
 
 
-def test_pictures_stay_in_their_folder(tmp_path):
-    folder = tmp_path / "samples"
-    write_images(torch.zeros(2, 1, 28, 28), ["seven", "7"], [0, 1], folder)
-    assert {path.name for path in tmp_path.rglob("*")} == {"samples", "0000-seven.png", "0001-7.png", "samples.csv"}
-    with pytest.raises(UserError):
-        choose_prompts(Namespace(prompts=["../7"], num_samples=1))
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "a/b", "CON", ".", "\U0001f600", "x" * 10_000, 'a, "b"\nc'])
+def test_names_of_pictures(tmp_path, prompt):
+    write_images(torch.zeros(1, 1, 4, 4), [prompt], [0], tmp_path / "samples")
+    (picture,) = tmp_path.rglob("*.png")
+    assert picture.parent == tmp_path / "samples" and picture.name.startswith("0000-") and len(picture.name) < 60
+    assert read_rows(tmp_path / "samples/samples.csv")[0]["file"] == picture.name
 
 
 @pytest.fixture
@@ -209,11 +217,11 @@ def test_broken_data(mnist_folder, data):
     )
     try:
         path.write_bytes(content)
-        train_set, test_set = load_digits("mnist", mnist_folder, 1, "cpu")
+        train_set, test_set, _ = load_images(DataSource("mnist"), mnist_folder, "cpu")
     except UserError as error:
         assert "\n" not in str(error)
     else:
-        assert len(train_set) == len(test_set) == 5 and train_set.labels.max() < 10
+        assert len(train_set) == len(test_set) == 5 and train_set.caption_ids.max() < 20
     finally:
         path.write_bytes(whole)
 

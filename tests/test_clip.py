@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss
+from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss, which_hold
 from layout import assert_laid_out_and_filled
 from tiny_clip import END_ID, MEAN, STD, save_pretrained, their_model
 from torch.nn import functional as F
@@ -102,7 +102,7 @@ def test_the_end_of_a_caption_is_where_the_tokenizers_padding_starts():
 
 def test_with_one_right_caption_each_it_is_the_papers_loss():
     logits = torch.randn(5, 5)
-    loss, floor = contrastive_loss(logits, torch.arange(5))
+    loss, floor = contrastive_loss(logits, torch.eye(5).bool())
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     torch.testing.assert_close(loss, expected)
     assert floor == 0
@@ -110,24 +110,42 @@ def test_with_one_right_caption_each_it_is_the_papers_loss():
 
 def test_synonyms_are_right_and_the_floor_is_reached():
     meanings = torch.tensor([0, 0, 0, 1, 2, 2])
-    perfect = 100 * (meanings[:, None] == meanings[None, :]).float()
-    loss, floor = contrastive_loss(perfect, meanings)
+    holds = meanings[:, None] == meanings
+    perfect = 100 * holds.float()
+    loss, floor = contrastive_loss(perfect, holds)
     torch.testing.assert_close(loss, floor)
     torch.testing.assert_close(floor, torch.tensor((3 * math.log(3) + 2 * math.log(2)) / 6))
     worse = perfect.clone()
     worse[0, 1] = 0  # a synonym that is taken for wrong
-    assert contrastive_loss(worse, meanings)[0] > floor + 1
+    assert contrastive_loss(worse, holds)[0] > floor + 1
 
 
 def test_the_order_of_the_batch_does_not_matter():
     logits, meanings, order = torch.randn(6, 6), torch.tensor([0, 1, 1, 2, 0, 3]), torch.randperm(6)
-    shuffled = contrastive_loss(logits[order][:, order], meanings[order])
-    torch.testing.assert_close(shuffled, contrastive_loss(logits, meanings))
+    holds = meanings[:, None] == meanings
+    shuffled = contrastive_loss(logits[order][:, order], holds[order][:, order])
+    torch.testing.assert_close(shuffled, contrastive_loss(logits, holds))
+
+
+def test_a_caption_that_says_less_holds_for_more_images():
+    """Images: a thick red seven, a thin red seven, a blue one. Captions: "thick red seven", "red seven", "blue one"."""
+    holds = which_hold(torch.tensor([0, 1, 2]), torch.tensor([[0, 1], [1, 5], [2, -1]]))
+    assert holds.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    logits = torch.randn(3, 3)
+    by_image, by_caption = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    image_loss = -(by_image[0, :2].mean() + by_image[1, 1] + by_image[2, 2]) / 3
+    caption_loss = -(by_caption[0, 0] + by_caption[:2, 1].mean() + by_caption[2, 2]) / 3
+    loss, floor = contrastive_loss(logits, holds)
+    torch.testing.assert_close(loss, (image_loss + caption_loss) / 2)
+    torch.testing.assert_close(floor, torch.tensor(2 * math.log(2) / 6))
 
 
 def test_the_logits_scale_starts_where_the_papers_does_and_is_limited_to_100_with_a_gradient():
     torch.manual_seed(0)
-    model, batch = CLIP(CONFIG), (torch.rand(3, 3, 32, 32), captions([3], [4], [5]), torch.arange(3))
+    model, batch = (
+        CLIP(CONFIG),
+        (torch.rand(3, 3, 32, 32), captions([3], [4], [5]), torch.arange(3), torch.arange(3)[:, None]),
+    )
     model.clip_logit_scale()
     torch.testing.assert_close(model(*batch)[1]["logit_scale"].detach(), torch.tensor(1 / 0.07))
     model.logit_scale.data.fill_(10.0)
@@ -137,7 +155,7 @@ def test_the_logits_scale_starts_where_the_papers_does_and_is_limited_to_100_wit
     loss.backward()
     image_embed, (text_embed, _) = model.encode_image(batch[0]), model.encode_text(batch[1])
     cosines, at_limit = (image_embed @ text_embed.T).detach(), torch.tensor(math.log(100), requires_grad=True)
-    contrastive_loss(at_limit.exp() * cosines, batch[2])[0].backward()
+    contrastive_loss(at_limit.exp() * cosines, torch.eye(3).bool())[0].backward()
     assert at_limit.grad != 0
     torch.testing.assert_close(model.logit_scale.grad.squeeze(), at_limit.grad, rtol=1e-3, atol=1e-4)
 
@@ -159,7 +177,7 @@ def test_it_learns_to_tell_a_few_images_apart():
     images, tokens = torch.rand(4, 3, 32, 32), captions([3], [4], [5], [6])
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(40):
-        loss, metrics = model(images, tokens, torch.arange(4))
+        loss, metrics = model(images, tokens, torch.arange(4), torch.arange(4)[:, None])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

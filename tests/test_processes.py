@@ -90,7 +90,7 @@ model = torch.nn.parallel.DistributedDataParallel(CLIP(CLIPConfig(image_layers=1
 images, tokens, meanings = torch.rand(8, 1, 28, 28), torch.randint(1, 20, (8, 7)), torch.randint(3, (8,))
 tokens[:, -1] = 0
 half = slice(4 * rank, 4 * rank + 4)
-loss, _ = model(images[half], tokens[half], meanings[half])
+loss, _ = model(images[half], tokens[half], meanings[half], meanings[half, None])
 loss.backward()
 torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.module.named_parameters()}}, f"{folder}/{rank}.pt")
 """
@@ -100,7 +100,7 @@ torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.mod
     images, tokens, meanings = torch.rand(8, 1, 28, 28), torch.randint(1, 20, (8, 7)), torch.randint(3, (8,))
     tokens[:, -1] = 0
     logits = model.logits_per_image(model.encode_image(images), model.encode_text(tokens)[0])
-    loss, _ = contrastive_loss(logits, meanings)
+    loss, _ = contrastive_loss(logits, meanings[:, None] == meanings)
     loss.backward()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

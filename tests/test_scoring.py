@@ -5,12 +5,13 @@ import torch
 from scripts import ROOT
 
 import utils.scoring
-from utils.data import load_digits
-from utils.prompts import DIGIT_OF_PROMPT
+from utils.data import CaptionedImages, DataSource, load_images, mnist_5k
+from utils.digits import asked_for, paint
 from utils.scoring import (
+    DigitReader,
     Judge,
+    digits_of,
     diversity,
-    draw_samples,
     frechet_distance,
     load_scorer,
     nearest_images,
@@ -21,7 +22,7 @@ from utils.scoring import (
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_digits("mnist_5k", ROOT, 1, "cpu")
+    return load_images(DataSource("mnist_5k"), ROOT, "cpu")[:2]
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +34,27 @@ def real_digits(images):
     """A perfect model: it draws real images of the prompted digits."""
 
     def draw(prompts, seeds):
-        chosen = [torch.where(images.labels == DIGIT_OF_PROMPT[prompt])[0] for prompt in prompts]
-        index = torch.stack([of_digit[seed % len(of_digit)] for of_digit, seed in zip(chosen, seeds)])
-        return images[index][0]
+        chosen = [images.showing(prompt) for prompt in prompts]
+        return images.images(torch.stack([of_digit[seed % len(of_digit)] for of_digit, seed in zip(chosen, seeds)]))
 
     return draw
 
 
-def measured(draw, scorer, digits, images_a_prompt=20):
-    samples = draw_samples(draw, scorer, images_a_prompt)
-    judge = Judge(scorer, *digits)
-    rows = [*judge.sample_rows("", samples), *judge.real_rows(len(samples.digits))]
-    return {row.name.strip(", "): row.value for row in rows}
+@pytest.fixture
+def measured(digits, scorer, monkeypatch, tmp_path):
+    def measure(draw, images_a_prompt=20):
+        monkeypatch.setattr(utils.scoring, "load_scorer", lambda train_set, folder: scorer)
+        judge = Judge(DataSource("mnist_5k"), *digits, tmp_path)
+        samples = judge.draw(draw, images_a_prompt)
+        rows = [*judge.sample_rows("", samples), *judge.real_rows(len(samples.images))]
+        return {row.name.strip(", "): row.value for row in rows}
+
+    return measure
 
 
-def test_real_images_score_what_real_images_score(digits, scorer):
+def test_real_images_score_what_real_images_score(digits, measured):
     train_set, _ = digits
-    rows = measured(real_digits(train_set), scorer, digits)
+    rows = measured(real_digits(train_set))
     assert rows["prompt accuracy"] > 0.95
     assert rows["Fréchet distance"] == pytest.approx(rows["real images, Fréchet distance"], rel=0.5)
     assert rows["diversity"] == pytest.approx(1, abs=0.1)
@@ -57,21 +62,21 @@ def test_real_images_score_what_real_images_score(digits, scorer):
     assert rows["real images, nearest training image"] > 0.1
 
 
-def test_shuffled_prompts_score_a_tenth(digits, scorer):
+def test_shuffled_prompts_score_a_tenth(digits, measured):
     _, test_set = digits
 
     def draw(prompts, seeds):
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
         return real_digits(test_set)([prompts[i] for i in order], seeds)
 
-    rows = measured(draw, scorer, digits)
+    rows = measured(draw)
     assert 0.05 < rows["prompt accuracy"] < 0.15
     assert rows["diversity"] > 1.1  # of ten digits instead of one
 
 
-def test_one_image_for_everything_has_no_diversity(digits, scorer):
+def test_one_image_for_everything_has_no_diversity(digits, measured):
     _, test_set = digits
-    rows = measured(lambda prompts, seeds: test_set[:1][0].repeat(len(prompts), 1, 1, 1), scorer, digits)
+    rows = measured(lambda prompts, seeds: test_set.images(slice(1)).repeat(len(prompts), 1, 1, 1))
     assert rows["diversity"] == 0
     assert rows["prompt accuracy"] == pytest.approx(0.1)
     assert rows["Fréchet distance"] > 5 * rows["real images, Fréchet distance"]
@@ -83,7 +88,7 @@ def test_the_scorer_is_trained_once(digits, tmp_path, monkeypatch):
     first = load_scorer(train_set, tmp_path)
     monkeypatch.delattr(utils.scoring, "train_scorer")
     again = load_scorer(train_set, tmp_path)
-    images, _ = train_set[:10]
+    images = train_set.images(slice(10))
     torch.testing.assert_close(first(images), again(images), rtol=0, atol=0)
 
 
@@ -109,5 +114,37 @@ def test_small_measures_by_hand(digits):
     features = torch.tensor([[0.0, 0], [3, 4], [0, 0], [0, 1]])
     assert diversity(features, torch.tensor([7, 7, 8, 8])) == pytest.approx((5 + 1) / 2)
     train_set, _ = digits
-    distances, index = nearest_images(train_set[[5, 700]][0], train_set)
+    distances, index = nearest_images(train_set.images([5, 700]), train_set)
     assert index.tolist() == [5, 700] and distances.max() < 1e-3
+
+
+def test_the_reader_reads_painted_digits(digits, scorer):
+    """Real digits in color: the ink always, the stroke where the captions name it, the digit as well as in gray."""
+    train_set, test_set = (CaptionedImages(*one) for one in paint(mnist_5k()))
+    reader = DigitReader(scorer, train_set)
+    last = (test_set.caption_ids >= 0).sum(dim=1, keepdim=True) - 1
+    captions = [test_set.captions[i] for i in test_set.caption_ids.gather(1, last)]
+    read = reader.read(test_set.images())
+    asked = {kind: torch.tensor([asked_for(caption)[kind] for caption in captions]) for kind in read}
+    assert torch.equal(read["ink"], asked["ink"])
+    assert torch.equal(asked["digit"], digits_of(test_set))
+    assert (read["digit"] == asked["digit"]).float().mean() > 0.95
+    right = (asked["digit"] == read["digit"]) & (asked["stroke"] >= 0)
+    assert torch.equal(read["stroke"][right], asked["stroke"][right])
+
+
+def test_a_table_in_color_counts_each_thing_that_was_asked(digits, scorer, monkeypatch, tmp_path):
+    """A model that draws thick red sevens whatever is asked is right in the sevens, the reds and the thick ones."""
+    monkeypatch.setattr(utils.scoring, "load_scorer", lambda train_set, folder: scorer)
+    train_set, test_set = (CaptionedImages(*one) for one in paint(mnist_5k()))
+    judge = Judge(DataSource("colored_mnist"), train_set, test_set, tmp_path)
+    sevens = test_set.images(test_set.showing("a thick red seven"))
+    sevens = sevens[scorer(sevens).argmax(dim=1) == 7][:1]
+    samples = judge.draw(lambda prompts, seeds: sevens.repeat(len(prompts), 1, 1, 1), 10)
+    assert {group: len(prompts) for group, prompts in samples.groups.items()} == {"seen": 480, "never seen": 120}
+    rows = {row.name: row.value for row in judge.sample_rows("samples", samples)}
+    assert rows["samples, seen, digit"] == pytest.approx(5 / 48) and rows["samples, seen, ink"] == pytest.approx(8 / 48)
+    assert rows["samples, seen, digit and ink"] == pytest.approx(1 / 48)
+    assert 0.3 < rows["samples, seen, stroke"] < 0.7
+    assert rows["samples, never seen, digit and ink"] == 0
+    assert rows["samples, never seen, digit"] == pytest.approx(1 / 12)

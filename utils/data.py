@@ -3,7 +3,7 @@
 N images, C channels, H height, W width, B images of a batch, M captions, K captions of an image.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -130,28 +130,37 @@ def add_data_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--caption_column", help="of a data set's table (default: text or caption)")
 
 
-def load_images(args, device, learned: dict | None = None) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
-    """Training and test images, as the data flags say, or else as `learned` says, the "data" of an earlier stage's
-    checkpoint, whose size and channels are kept; and where they are from.
+def data_source(args, learned: dict | None = None) -> DataSource:
+    """What the data flags say, or else what an earlier stage learned from, the "data" of its checkpoint, whose size and
+    channels are kept.
+
+    Raises UserError if the flags ask for another size or for other channels.
+    """
+    source = DataSource(*(getattr(args, f.name) for f in fields(DataSource)))
+    if learned is None:
+        return source
+    earlier = DataSource(*(learned[f.name] for f in fields(DataSource)))
+    if source.dataset not in (None, earlier.dataset):
+        earlier = replace(earlier, image_column=None, caption_column=None)
+    source = replace(earlier, **{name: value for name, value in asdict(source).items() if value is not None})
+    if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
+        size, channels = earlier.image_size, earlier.image_channels
+        raise UserError(
+            f"The earlier stage learned images of {size}x{size} pixels in {channels} channels; so must this."
+        )
+    return source
+
+
+def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
+    """Training and test images, and their source with its gaps filled in.
 
     Raises UserError where they cannot be had or read, or are fewer than two.
     """
-    source = DataSource(args.dataset, args.image_size, args.image_channels, args.image_column, args.caption_column)
-    if learned is not None:
-        earlier = DataSource(**{name: learned[name] for name in asdict(source)})
-        if source.dataset not in (None, earlier.dataset):
-            earlier = replace(earlier, image_column=None, caption_column=None)
-        source = replace(earlier, **{name: value for name, value in asdict(source).items() if value is not None})
-        if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
-            size, channels = earlier.image_size, earlier.image_channels
-            raise UserError(
-                f"The earlier stage learned images of {size}x{size} pixels in {channels} channels; so must this."
-            )
     if source.dataset is not None and not source.is_digits:
         from utils.folders import load_own
 
         source = replace(source, image_size=source.image_size or 28, image_channels=source.image_channels or 3)
-        return *load_own(source, args.data_dir, device), source
+        return *load_own(source, data_dir, device), source
     if source.image_size not in (None, 28):
         raise UserError(f"Digits have 28x28 pixels, not {source.image_size}x{source.image_size}.")
     in_color = source.dataset == "colored_mnist"
@@ -161,7 +170,7 @@ def load_images(args, device, learned: dict | None = None) -> tuple[CaptionedIma
     if source.dataset == "mnist_5k":
         splits, name = mnist_5k(), "mnist_5k"
     else:
-        splits, name = mnist(args.data_dir, or_fall_back=source.dataset != "mnist")
+        splits, name = mnist(data_dir, or_fall_back=source.dataset != "mnist")
     if in_color:
         sets, name = [CaptionedImages(*one) for one in paint(splits)], "colored_mnist"
     else:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 DIGIT_CAPTIONS = DIGIT_WORDS + [str(digit) for digit in range(10)]
-INKS = {
-    "red": (255, 0, 0),
-    "yellow": (255, 255, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 64, 255),
-    "purple": (176, 0, 255),
-    "orange": (255, 128, 0),
+INKS = {  # none of them without red, green or blue, so that each channel shows the digit
+    "red": (255, 64, 64),
+    "yellow": (255, 240, 64),
+    "green": (64, 255, 64),
+    "blue": (64, 112, 255),
+    "purple": (192, 64, 255),
+    "orange": (255, 144, 48),
 }
 STROKES = ["thin", "thick"]
 # One pair in five that no training image has: two digits of each ink, and each digit in one ink or two.

@@ -26,7 +26,8 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     from PIL import Image, ImageDraw, ImageFont  # here and not matplotlib, which takes half a second to import
 
     dejavu = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
-    font = ImageFont.truetype(dejavu, 12) if dejavu.exists() else ImageFont.load_default(12)
+    basic = ImageFont.Layout.BASIC  # the other one fails on some prompts
+    font = ImageFont.truetype(dejavu, 12, layout_engine=basic) if dejavu.exists() else ImageFont.load_default(12)
     count, _, height, width = images.shape
     scale = max(1, round(CELL / width))
     cell_height, cell_width = height * scale + 2 + (LINE if captions else 0), width * scale + 2
@@ -40,7 +41,7 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
         draw.rectangle((left, bottom - height * scale - 2, left + cell_width - 1, bottom - 1), "gray")
         grid.paste(picture, (left + 1, bottom - height * scale - 1))
         if captions:
-            text = captions[i]
+            text = "".join(letter if letter.isprintable() else " " for letter in captions[i][:100])
             while font.getlength(text) > cell_width:
                 text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
             draw.text((left + cell_width / 2, bottom - cell_height + LINE / 2), text, "black", font, anchor="mm")

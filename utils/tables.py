@@ -1,13 +1,14 @@
 """CSV files: metrics, learning curves, lists of samples."""
 
 import csv
+import io
 import os
 from pathlib import Path
 
 
 def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
     """Rows of the same names as a CSV file, below a header; with `append`, behind the rows that it has."""
-    with open(path, "a" if append else "w", newline="") as file:
+    with open(path, "a" if append else "w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             if file.tell() == 0:
@@ -19,7 +20,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none if there is no such file. A last line that was cut off is left out."""
     if not path.exists():
         return []
-    return list(csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()))
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8").rpartition("\n")[0], newline="")))
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
