@@ -139,7 +139,7 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor, tau: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, equation (1) with its sign turned, of images (B, C, H, H) in [0, 1]: nats a pixel value.
 
-        tau: temperature of the relaxation. kl_weight: the fraction of `beta` in force, 0 to 1, while it warms up.
+        tau: temperature of the relaxation. kl_weight: the multiple of `beta` in force, see kl_weight_schedule.
         Returns the loss and its parts: `nll` nats a pixel value, `kl` nats a token, and of the hard tokens in the
         batch `perplexity` and `codes_used`, both at most K.
         """
@@ -209,8 +209,13 @@ def tau_schedule(progress: float) -> float:
 
 
 def kl_weight_schedule(progress: float) -> float:
-    """Fraction of beta at a fraction `progress` of the training: a cosine from 0 to 1 in the first third (appendix A.2)."""
-    return cosine(0.0, 1.0, progress / 0.33)
+    """Multiple of beta at a fraction `progress` of the training: a cosine from 4 to 1 in the first third.
+
+    The paper's rises from 0 to 1 (appendix A.2). In a short training the encoder then learns within the first hundred steps
+    to choose one code for everything, with certainty, since that is without the noise of the relaxation; and what is certain
+    has no gradient left to change it. A high cost of certainty in the beginning prevents that.
+    """
+    return cosine(4.0, 1.0, progress / 0.33)
 
 
 def cosine(start: float, end: float, progress: float) -> float:
