@@ -96,9 +96,9 @@ def padded(rows: list[list[int]], text_seq_len: int) -> Tensor:
 class CaptionTable:
     """M captions, each tokenized several times with dropout beforehand, so that a batch is an index look-up.
 
-    text_seq_len: T, or None for what these captions need: room for all of them, and for 99 in 100 of the longer rows that
-    dropout makes, but at most MOST_TOKENS. `num_cut` captions are longer than T, and lose their ends. Of many captions each
-    has fewer cuts, as each word comes in many captions.
+    text_seq_len: T, or None for what these captions need, also where dropout makes them longer, but at most MOST_TOKENS.
+    `num_cut` captions are longer than T, and lose their ends. Of many captions each has fewer cuts, as each word comes in
+    many captions.
     """
 
     def __init__(
@@ -108,8 +108,7 @@ class CaptionTable:
         num_draws = min(num_draws, -(-MOST_ROWS // len(captions)))
         rows = [tokenizer.ids(caption, BPE_DROPOUT, rng) for caption in captions for _ in range(num_draws)]
         plain = [tokenizer.ids(caption) for caption in captions]
-        needed = max(*map(len, plain), sorted(map(len, rows))[99 * len(rows) // 100])
-        self.text_seq_len = text_seq_len or min(MOST_TOKENS, needed)
+        self.text_seq_len = text_seq_len or min(MOST_TOKENS, max(map(len, plain + rows)))
         self.num_cut = sum(len(row) > self.text_seq_len for row in plain)
         # A row that dropout made too long gives way to the caption's own, the shortest.
         rows = [row if len(row) <= self.text_seq_len else plain[i // num_draws] for i, row in enumerate(rows)]

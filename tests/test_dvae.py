@@ -98,12 +98,12 @@ def test_the_annealed_tau_is_the_tau_that_is_used(model):
         assert relaxed.call_args.kwargs["tau"] == tau_schedule(0.5)
 
 
-def test_the_kl_weight_rises_from_0_to_1_in_the_first_third():
+def test_the_kl_weight_falls_from_4_to_1_in_the_first_third():
     weights = [kl_weight_schedule(step / 300) for step in range(301)]
-    assert weights[0] == 0 and weights[100:] == [1.0] * 201
+    assert weights[0] == 4 and weights[100:] == [1.0] * 201
     for step in range(100):
-        assert weights[step] == pytest.approx(math.sin(math.pi / 2 * step / 100) ** 2, abs=0.02)  # half a cosine
-    assert weights[95] < 1
+        assert weights[step] == pytest.approx(1 + 3 * math.cos(math.pi / 2 * step / 100) ** 2, abs=0.06)  # half a cosine
+    assert weights[95] > 1
 
 
 def test_the_residual_gain_is_one_over_the_squared_number_of_blocks():
