@@ -17,7 +17,7 @@ from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=1e-2, save_every=550, sample_every=550),
+    "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=5e-3, save_every=550, sample_every=550),
     "gpu": TrainingConfig(
         num_training_steps=30_000,
         batch_size=128,
