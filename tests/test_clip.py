@@ -1,11 +1,15 @@
 """CLIP: the same function as transformers', a loss that knows synonyms, and the adapter for a pretrained one."""
 
 import math
+from dataclasses import replace
 
+import pipeline
 import pytest
 import torch
+from bpe import Tokenizer
 from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss, which_hold
 from layout import assert_laid_out_and_filled
+from pipeline import FrozenCLIP
 from tiny_clip import END_ID, MEAN, STD, save_pretrained, their_model
 from torch.nn import functional as F
 from transformers import CLIPModel
@@ -222,3 +226,17 @@ def test_a_pretrained_one_is_loaded_with_its_own_tokenizer_size_and_normalizatio
     torch.testing.assert_close(model.encode_image(images), expected.image_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.encode_text(tokens)[0], expected.text_embeds, rtol=1e-4, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_captions_are_encoded_alike_whether_they_fit_into_the_memory_or_not(monkeypatch):
+    torch.manual_seed(0)
+    texts = ["a red seven", "blue 4", "七"]
+    clip = FrozenCLIP(CLIP(replace(CONFIG, text_vocab_size=300)), Tokenizer.train(texts, 300), {})
+    table = pipeline.EncodedCaptions(clip, texts, "cpu")
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 0)
+    anew = pipeline.EncodedCaptions(clip, texts, "cpu")
+    assert table.encoded is not None and anew.encoded is None
+    index = torch.tensor([2, 0, 2])
+    for found, expected in zip(anew[index], table[index]):
+        torch.testing.assert_close(found, expected)
+    assert table[index][0].shape == (3, CONFIG.embed_dim)

@@ -102,7 +102,9 @@ def test_the_kl_weight_falls_from_4_to_1_in_the_first_third():
     weights = [kl_weight_schedule(step / 300) for step in range(301)]
     assert weights[0] == 4 and weights[100:] == [1.0] * 201
     for step in range(100):
-        assert weights[step] == pytest.approx(1 + 3 * math.cos(math.pi / 2 * step / 100) ** 2, abs=0.06)  # half a cosine
+        assert weights[step] == pytest.approx(
+            1 + 3 * math.cos(math.pi / 2 * step / 100) ** 2, abs=0.06
+        )  # half a cosine
     assert weights[95] > 1
 
 
