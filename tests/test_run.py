@@ -226,7 +226,7 @@ def test_training_numbers_that_are_out_of_range_are_refused(wrong):
 def test_checkpoints_are_checked(tmp_path):
     path = tmp_path / "dvae-10.pt"
     save_checkpoint(path, {"name": "dvae", "step": 10})
-    with pytest.raises(UserError, match="without config, ema, "):
+    with pytest.raises(UserError, match="without config, data, ema, "):
         load_checkpoint(path, "dvae")
     save_checkpoint(path, {**dict.fromkeys(CONTENTS), "name": "dvae", "step": 10})
     assert load_checkpoint(path, "dvae")["step"] == 10

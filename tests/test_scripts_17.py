@@ -158,8 +158,8 @@ def test_help_explains_each_flag(name):
 
 TRAINING_MISTAKES = [
     (["--stage", "clip", "--preset", "paper"], "patches of 16"),
-    (["--stage", "clip", "--text_seq_len", 3], "tokens"),
-    (["--stage", "clip", "--image_channels", 2], "1 or 3"),
+    (["--stage", "clip", "--text_seq_len", 0], "text_seq_len"),
+    (["--stage", "clip", "--image_channels", 2], "image_channels"),
     (["--stage", "prior", "--ema_decay", 1.5], "ema_decay"),
     (["--stage", "decoder", "--width", 9], "odd"),
     (["--stage", "clip", "--clip_model", "any"], "takes the place"),
@@ -185,7 +185,7 @@ def test_a_stage_does_not_go_on_with_another_clip_or_past_its_end(trained, tmp_p
 
 def test_colors_that_clip_does_not_see_are_refused(trained, tmp_path):
     other = ("--stage", "decoder", "--image_channels", 3, "--clip_checkpoint", trained / "clip/clip-2.pt")
-    refused(script("lesson_17/train_mnist.py", *TINY, *other, "--output_dir", tmp_path), "--image_channels 1")
+    refused(script("lesson_17/train_mnist.py", *TINY, *other, "--output_dir", tmp_path), "28x28 pixels in 1 channels")
 
 
 def test_a_prior_without_a_clip_says_what_is_missing(tmp_path):
