@@ -5,12 +5,14 @@ from argparse import Namespace
 
 import pytest
 import torch
+from PIL import ImageFont
 
 import utils.machine
 from utils.cli import UserError
 from utils.data import CaptionedImages, DataSource, data_source, load_images, map_in_parts
 from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, asked_for, captions_in_color
 from utils.machine import Threads
+from utils.plots import wrapped
 from utils.prompts import Prompts
 from utils.scoring import digits_of
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
@@ -241,3 +243,13 @@ def test_threads_that_were_asked_for_stay(four_cores):
     four_cores["wall"], four_cores["all"] = 10, 40
     threads.look()
     assert torch.get_num_threads() == 3
+
+
+def test_long_captions_are_wrapped_and_cut():
+    font = ImageFont.load_default(12)
+    assert wrapped("a thick red seven", font, 60) == ["a thick", "red seven"]
+    assert wrapped("", font, 60) == [""]
+    lines = wrapped("word " * 50 + "supercalifragilistic", font, 60)
+    assert len(lines) == 3 and lines[-1].endswith("\N{HORIZONTAL ELLIPSIS}")
+    (line,) = wrapped("supercalifragilistic", font, 60)
+    assert line.endswith("\N{HORIZONTAL ELLIPSIS}") and font.getlength(line) <= 60

@@ -11,6 +11,8 @@ from utils.tables import read_numbers
 
 CELL = 70  # pixels of an image in a grid, about
 LINE = 18  # pixels of a line of text
+MOST_LINES = 3  # of a caption
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def to_picture(image: Tensor):
@@ -30,8 +32,10 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     font = ImageFont.truetype(dejavu, 12, layout_engine=basic) if dejavu.exists() else ImageFont.load_default(12)
     count, _, height, width = images.shape
     scale = max(1, round(CELL / width))
-    cell_height, cell_width = height * scale + 2 + (LINE if captions else 0), width * scale + 2
-    top = LINE if title else 0
+    cell_width = width * scale + 2
+    lines = [wrapped(caption, font, cell_width) for caption in captions or []]
+    above = LINE * max(map(len, lines), default=0)
+    cell_height, top = height * scale + 2 + above, LINE if title else 0
     grid = Image.new("RGB", (columns * cell_width, -(-count // columns) * cell_height + top), "white")
     draw = ImageDraw.Draw(grid)
     draw.text((grid.width / 2, LINE / 2), title, "black", font, anchor="mm")
@@ -40,12 +44,22 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
         picture = to_picture(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         draw.rectangle((left, bottom - height * scale - 2, left + cell_width - 1, bottom - 1), "gray")
         grid.paste(picture, (left + 1, bottom - height * scale - 1))
-        if captions:
-            text = "".join(letter if letter.isprintable() else " " for letter in captions[i][:100])
-            while font.getlength(text) > cell_width:
-                text = text[:-2] + "\N{HORIZONTAL ELLIPSIS}"
-            draw.text((left + cell_width / 2, bottom - cell_height + LINE / 2), text, "black", font, anchor="mm")
+        for number, line in enumerate(lines[i] if captions else ()):
+            center = left + cell_width / 2, bottom - cell_height + LINE * (number + 0.5)
+            draw.text(center, line, "black", font, anchor="mm")
     grid.save(path)
+
+
+def wrapped(text: str, font, width: int) -> list[str]:
+    """A caption in lines that are at most so many pixels wide; what is behind MOST_LINES is left out."""
+    lines = [""]
+    for word in "".join(letter if letter.isprintable() else " " for letter in text[:200]).split():
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") > width:
+            lines.append("")
+        while font.getlength(word) > width and len(word) > 1:
+            word = word[:-2] + ELLIPSIS
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + ELLIPSIS] if len(lines) > MOST_LINES else lines
 
 
 def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
