@@ -19,16 +19,9 @@ def main() -> None:
         collapsed = 0
         for seed in range(args.num_seeds):
             folder = args.output_dir / Path(dataset).name / str(seed)
-            command = [
-                sys.executable,
-                ROOT / "lesson_08/train_dvae.py",
-                "--dataset",
-                dataset,
-                "--seed",
-                str(seed),
-                *flags,
-            ]
-            subprocess.run([*command, "--output_dir", folder], check=True, stdout=subprocess.DEVNULL)
+            run = ["--dataset", dataset, "--seed", str(seed), "--output_dir", folder, *flags]
+            script = ROOT / "lesson_08/train_dvae.py"
+            subprocess.run([sys.executable, script, *run], check=True, stdout=subprocess.DEVNULL)
             last = read_numbers(folder / "held_out_metrics.csv")[-1]
             collapsed += last["perplexity"] < COLLAPSED
             figures = (

@@ -7,7 +7,8 @@ Ours departs from the paper in what counts as right. Where captions repeat withi
 caption that may be said of an image is a right answer, not only the one that it came with. Where each image has a caption
 of its own, this is the paper's loss.
 
-B batch, K captions of an image, C image channels, H image height and width, N image patches, T text tokens, E embedding size, D width.
+B batch, K captions of an image, C image channels, H image height and width, N image patches, T text tokens,
+E embedding size, D width.
 """
 
 import math

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from clip import CLIP, CLIP_PRESETS
+from clip import CLIP, CLIP_PRESETS, which_hold
 from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
 from lesson_08.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
@@ -213,11 +213,12 @@ def evaluate_prior(
     """Where embeddings lie that are drawn for the captions `shown` (S,) of `images`, whose embeddings are (N, E), NUM_DRAWN
     for each: their mean cosines with the mean embedding of the images of each of these captions, (S, S), and how near they
     are to their own."""
-    holds = images.holds().float()  # (N, M)
+    every_caption = torch.arange(len(images.captions), device=shown.device)
+    holds = which_hold(every_caption, images.caption_ids).float()  # (N, M)
     means = holds[:, shown].T @ image_embed / holds[:, shown].sum(dim=0)[:, None]  # (S, E)
     same = holds.T @ holds[:, shown] > 0  # (M, S): both may be said of some image
     place = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)
-    text_embed, _ = captions[torch.arange(len(images.captions), device=shown.device)]
+    text_embed, _ = captions[every_caption]
     drawn = draw_image_embed(prior, *captions[shown[place]])
     measured = {
         "own_caption_nearest": same[(drawn @ text_embed.T).argmax(dim=1), place].float().mean(),

@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from clip import which_hold
 from PIL import ImageFont
 
 import utils.machine
@@ -14,7 +15,7 @@ from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, asked_for, captions_i
 from utils.machine import Threads
 from utils.plots import wrapped
 from utils.prompts import Prompts
-from utils.scoring import digits_of
+from utils.scoring import digits_of, fullest_captions
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
 
 
@@ -64,7 +65,7 @@ def test_all_that_may_be_said_of_an_image_is_drawn_alike():
 
 def test_a_subset_keeps_its_images_and_what_may_be_said_of_them():
     images = few([[0, 2], [3, -1], [1, 3]])
-    assert images.holds().tolist() == [
+    assert which_hold(torch.arange(4), images.caption_ids).tolist() == [
         [True, False, True, False],
         [False, False, False, True],
         [False, True, False, True],
@@ -87,16 +88,11 @@ def in_color(tmp_path_factory):
     return gray, [CaptionedImages(*one) for one in paint(gray)]
 
 
-def last_captions(images):
-    last = (images.caption_ids >= 0).sum(dim=1) - 1
-    return [images.captions[ids[i]] for ids, i in zip(images.caption_ids, last)]
-
-
 def test_digits_in_color_show_what_their_captions_say(in_color):
     gray, painted = in_color
     for (pixels, labels), images in zip(gray, painted):
         assert torch.equal(images.pixels.amax(dim=1), pixels)  # each ink has a channel at its brightest
-        for i, caption in enumerate(last_captions(images)[:500]):
+        for i, caption in enumerate(fullest_captions(images)[:500]):
             asked = asked_for(caption)
             assert asked["digit"] == labels[i]
             ink = torch.tensor(list(INKS.values())[asked["ink"]]) / 255
@@ -108,7 +104,7 @@ def test_digits_in_color_show_what_their_captions_say(in_color):
 def test_a_third_of_the_training_images_is_thin_and_a_third_thick(in_color):
     (pixels, labels), _ = in_color[0]
     amounts = pixels.flatten(1).sum(dim=1, dtype=torch.float32)
-    stroke = torch.tensor([asked_for(caption)["stroke"] for caption in last_captions(in_color[1][0])])
+    stroke = torch.tensor([asked_for(caption)["stroke"] for caption in fullest_captions(in_color[1][0])])
     assert torch.bincount(stroke + 1).tolist() == pytest.approx([1500] * 3, abs=20)
     for digit in range(10):
         of_digit = labels == digit

@@ -6,13 +6,14 @@ from scripts import ROOT
 
 import utils.scoring
 from utils.data import CaptionedImages, DataSource, load_images, mnist_5k
-from utils.digits import asked_for, paint
+from utils.digits import all_asked_for, paint
 from utils.scoring import (
     DigitReader,
     Judge,
     digits_of,
     diversity,
     frechet_distance,
+    fullest_captions,
     load_scorer,
     nearest_images,
     train_scorer,
@@ -122,10 +123,7 @@ def test_the_reader_reads_painted_digits(digits, scorer):
     """Real digits in color: the ink always, the stroke where the captions name it, the digit as well as in gray."""
     train_set, test_set = (CaptionedImages(*one) for one in paint(mnist_5k()))
     reader = DigitReader(scorer, train_set)
-    last = (test_set.caption_ids >= 0).sum(dim=1, keepdim=True) - 1
-    captions = [test_set.captions[i] for i in test_set.caption_ids.gather(1, last)]
-    read = reader.read(test_set.images())
-    asked = {kind: torch.tensor([asked_for(caption)[kind] for caption in captions]) for kind in read}
+    read, asked = reader.read(test_set.images()), all_asked_for(fullest_captions(test_set))
     assert torch.equal(read["ink"], asked["ink"])
     assert torch.equal(asked["digit"], digits_of(test_set))
     assert (read["digit"] == asked["digit"]).float().mean() > 0.95

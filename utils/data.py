@@ -37,10 +37,6 @@ class CaptionedImages:
     def device(self) -> torch.device:
         return self.caption_ids.device
 
-    @property
-    def image_size(self) -> int:
-        return self.pixels.shape[-1]
-
     def images(self, index=slice(None)) -> Tensor:
         """Those at `index` as floats in [0, 1], (B, C, H, W), on the device."""
         index = index.to(self.pixels.device) if isinstance(index, Tensor) else index
@@ -51,13 +47,6 @@ class CaptionedImages:
         ids = self.caption_ids[index]
         which = torch.rand(len(ids), device=ids.device) * (ids >= 0).sum(dim=1)
         return ids.gather(1, which.long()[:, None]).squeeze(1)
-
-    def holds(self) -> Tensor:
-        """Whether each caption may be said of each image, (N, M) bool."""
-        nothing = len(self.captions)  # a column for what fills up shorter rows
-        table = torch.zeros(len(self), nothing + 1, dtype=torch.bool, device=self.device)
-        table.scatter_(1, self.caption_ids.where(self.caption_ids >= 0, nothing), True)
-        return table[:, :-1]
 
     def showing(self, caption: str) -> Tensor:
         """Which images a caption may be said of, (B,) of 0 .. N - 1; none if it is no caption of these."""

@@ -54,10 +54,16 @@ def asked_for(caption: str) -> dict[str, int]:
     return {kind: places[0] if len(places) == 1 else -1 for kind, places in found.items()}
 
 
-def ink_quantiles(pixels: Tensor, labels: Tensor, quantile: float) -> Tensor:
-    """How much ink, the sum of its pixels (N, 28, 28), an image of each digit has at a quantile of its kind: (10,)."""
-    amounts = pixels.flatten(1).sum(dim=1, dtype=torch.float32)
-    return torch.stack([amounts[labels == digit].quantile(quantile) for digit in range(10)])
+def all_asked_for(captions: list[str]) -> dict[str, Tensor]:
+    """What each of some captions asks for, see asked_for: {"digit", "ink", "stroke"}, (B,) each."""
+    asked = [asked_for(caption) for caption in captions]
+    return {kind: torch.tensor([one[kind] for one in asked]) for kind in ("digit", "ink", "stroke")}
+
+
+def ink_quantiles(amounts: Tensor, labels: Tensor, quantile: float) -> Tensor:
+    """How much ink, of the amounts (N,) that images of the digits `labels` (N,) have, is at a quantile of each digit: (10,)."""
+    of_digit = [amounts[labels == digit].float() for digit in range(10)]
+    return torch.stack([amounts.quantile(quantile, interpolation="lower") for amounts in of_digit])
 
 
 def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], Tensor]]:
@@ -67,7 +73,8 @@ def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], 
     The inks are drawn at random, always the same ones; the test images have those never seen, too. The third of a digit's
     training images with the most ink is thick, the one with the least thin, and of the third between, nothing is said.
     """
-    low, high = (ink_quantiles(*splits[0], quantile) for quantile in (1 / 3, 2 / 3))
+    amounts = [pixels.flatten(1).sum(dim=1) for pixels, _ in splits]
+    low, high = (ink_quantiles(amounts[0], splits[0][1], quantile) for quantile in (1 / 3, 2 / 3))
     colors = torch.tensor(list(INKS.values()))
     never_seen = torch.zeros(10, len(INKS), dtype=torch.bool)
     for digit, ink in NEVER_SEEN:
@@ -77,8 +84,7 @@ def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], 
         chances = torch.rand(len(labels), len(INKS), generator=torch.Generator().manual_seed(split))
         chances[never_seen[labels]] *= split  # to 0 in training
         ink = chances.argmax(dim=1)
-        amount = pixels.flatten(1).sum(dim=1)
-        stroke = (amount > low[labels]).long() + (amount > high[labels])  # 0 thin, 1 neither, 2 thick
+        stroke = (amounts[split] > low[labels]).long() + (amounts[split] > high[labels])  # 0 thin, 1 neither, 2 thick
         captions, ids = {}, torch.full((10, len(INKS), 3, 12), -1)
         for digit, i, s in torch.stack([labels, ink, stroke], dim=1).unique(dim=0).tolist():
             said = captions_in_color(digit, list(INKS)[i], [STROKES[0], None, STROKES[1]][s])

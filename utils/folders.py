@@ -95,15 +95,12 @@ def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> l
         if path.name in ("metadata.csv", "metadata.jsonl"):
             for file_name, texts in rows_of_metadata(path, source, problems):
                 captions[Path(os.path.normpath(path.parent / file_name))] += texts
+    beside = defaultdict(list)
+    for path in images:
+        beside[path.with_suffix("")].append(path)
     for path in files:
         if path.suffix.lower() == ".txt":
-            beside = [
-                image
-                for ending in IMAGE_ENDINGS
-                for image in (path.with_suffix(ending), path.with_suffix(ending.upper()))
-            ]
-            found = [image for image in beside if image.is_file()] or [path.with_suffix(".png")]
-            for image in found:
+            for image in beside.get(path.with_suffix("")) or [path.with_suffix(".png")]:
                 captions[image] += read_text(path, problems).splitlines()
 
     records, names = [], {path.relative_to(folder).as_posix(): path for path in images}

@@ -43,8 +43,7 @@ class Prompts:
                     raise UserError(f"the prompt {shortened(prompt)} is unknown; the models learned {learned}.")
         if "" in checked:
             raise UserError("A prompt is empty; say what to draw.")
-        learned = set(self.words)
-        new = sorted({word for prompt in checked for word in prompt.lower().split()} - learned)
+        new = sorted({word for prompt in checked for word in prompt.lower().split()}.difference(self.words))
         if new:
             say(f"No training caption had {', '.join(map(shortened, new[:10]))}; what is drawn for that is a guess.")
         return checked

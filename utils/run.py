@@ -54,11 +54,8 @@ class Run:
         **extra,
     ):
         self.name, self.module, self.optimizers, self.training = name, model, optimizers, training
-        self.folder, self.resume, self.extra = (
-            Path(folder),
-            resume,
-            {"data": {}, "tokenizer": None, "sources": {}, **extra},
-        )
+        self.folder, self.resume = Path(folder), resume
+        self.extra = {"data": {}, "tokenizer": None, "sources": {}, **extra}
         self.device, self.is_main = get_device(), process_index() == 0
         self.sharded = training.shard and num_processes() > 1
         self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if training.ema_decay else None

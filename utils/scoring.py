@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import CaptionedImages, DataSource, map_in_parts
-from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, asked_for, captions_in_color
+from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
 from utils.plots import save_grid
 
 NUM_SHOWN = 20  # samples in the picture
@@ -76,8 +76,7 @@ def train_scorer(train_set: CaptionedImages, num_steps: int = 2000, batch_size: 
 
 def digits_of(images: CaptionedImages) -> Tensor:
     """The digit that each image shows, by its first caption: (N,)."""
-    of_caption = torch.tensor([asked_for(caption)["digit"] for caption in images.captions], device=images.device)
-    return of_caption[images.caption_ids[:, 0]]
+    return all_asked_for(images.captions)["digit"].to(images.device)[images.caption_ids[:, 0]]
 
 
 def load_scorer(train_set: CaptionedImages, folder: Path) -> Scorer:
@@ -156,8 +155,7 @@ class DigitReader:
 
     def __init__(self, scorer: Scorer, train_set: CaptionedImages):
         self.scorer, labels = scorer, digits_of(train_set)
-        amounts = train_set.map(amount_of_ink)
-        self.medians = torch.stack([amounts[labels == digit].median() for digit in range(10)])
+        self.medians = ink_quantiles(train_set.map(amount_of_ink), labels, 0.5)
         self.inks = F.normalize(torch.tensor(list(INKS.values()), device=train_set.device).float(), dim=1)
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
@@ -185,7 +183,7 @@ class Samples:
 
     @property
     def prompts(self) -> list[str]:
-        return [prompt for prompts in self.groups.values() for prompt in prompts]
+        return sum(self.groups.values(), [])
 
 
 def questions(source: DataSource, test_set: CaptionedImages, number: int) -> dict[str, list[str]]:
@@ -219,7 +217,7 @@ class Judge:
     def draw(self, draw, number: int) -> Samples:
         """Samples for `questions`; draw(prompts, seeds) -> images (B, C, H, H) in [0, 1]."""
         groups = questions(self.source, self.test_set, number)
-        prompts = [prompt for prompts in groups.values() for prompt in prompts]
+        prompts = sum(groups.values(), [])
         return Samples(groups, draw(prompts, list(range(len(prompts)))))
 
     def frechet_distance(self, images: Tensor) -> float:
@@ -230,7 +228,7 @@ class Judge:
         """How right, how close to real images, how varied and how new the samples are."""
         rows = self.right_rows(name, samples) if self.reader else []
         if self.reader:
-            digits = torch.tensor([asked_for(prompt)["digit"] for prompt in samples.prompts])
+            digits = all_asked_for(samples.prompts)["digit"]
             features = map_in_parts(self.scorer.features, samples.images)
             distance = frechet_distance(features, self.features_of_test)
             of_real = diversity(self.features_of_test.cpu(), self.test_digits.cpu())
@@ -248,9 +246,7 @@ class Judge:
         in_color = self.source.dataset == "colored_mnist"
         for (group, prompts), drawn in zip(samples.groups.items(), images):
             read = self.reader.read(drawn)
-            asked = {
-                kind: torch.tensor([asked_for(prompt)[kind] for prompt in prompts]).to(drawn.device) for kind in read
-            }
+            asked = {kind: places.to(drawn.device) for kind, places in all_asked_for(prompts).items()}
             right = {kind: (read[kind] == asked[kind]) | (asked[kind] < 0) for kind in read}
             if not in_color:
                 rows.append(fraction_row(f"{name}, prompt accuracy", right["digit"]))
@@ -328,7 +324,7 @@ def write_report(
         "measures": {row.name: {"value": row.value, "text": row.text, "note": row.note} for row in rows},
     }
     if judge.reader:
-        digits = torch.tensor([asked_for(prompt)["digit"] for prompt in samples.prompts])
+        digits = all_asked_for(samples.prompts)["digit"]
         read = judge.reader.read(samples.images)["digit"].cpu()
         confusion = torch.bincount(10 * digits + read, minlength=100).view(10, 10)
         report["confusion_matrix"] = confusion.tolist()  # rows prompted, columns read
