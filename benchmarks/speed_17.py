@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from clip import CLIP
 from diffusion_decoder import Decoder, decode_image_embed
 from diffusion_prior import DiffusionPrior, draw_image_embed
-from pipeline import sizes_from_clip
+from frozen_clip import sizes_from_clip
 from timing import describe_machine, peak_memory, seconds, step_ms
 from torch import Tensor
 from train_mnist import STAGES, make_optimizers

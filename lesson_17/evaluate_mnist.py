@@ -10,14 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from diffusion_decoder import decode_image_embed, to_x_0
-from pipeline import (
-    DEFAULT_SAMPLING,
-    EncodedCaptions,
-    Pipeline,
-    add_model_flags,
-    add_sampling_flags,
-    zero_shot_accuracy,
-)
+from frozen_clip import EncodedCaptions, zero_shot_accuracy
+from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
 from train_mnist import evaluate_prior
 from utils.cli import ArgumentParser, start

@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from clip import CLIP, CLIPConfig, PretrainedCLIP
 from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed
 from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
-from lesson_08.bpe import PAD_ID, Tokenizer
+from frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
+from utils.checkpoints import find_checkpoint, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, bounded
-from utils.data import CaptionedImages, map_in_parts
-from utils.machine import free_memory, say
+from utils.data import map_in_parts
 from utils.samples import SeededNoise
 
 DEFAULT_SAMPLING = {
@@ -49,102 +46,6 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
         "--sampler", choices=["ddim", "ddpm"], help="ddim adds no noise on the way, ddpm does and wants more steps"
     )
     parser.set_defaults(**DEFAULT_SAMPLING)
-
-
-@dataclass
-class FrozenCLIP:
-    """A trained CLIP as the other two models see it, and where it came from.
-
-    source: {"file", "pretrained", "fingerprint"}; the prior's and the decoder's checkpoints carry it. data: what its
-    checkpoint says of the images that it learned from; None of a pretrained one.
-    """
-
-    model: CLIP | PretrainedCLIP
-    tokenizer: Tokenizer | None
-    source: dict
-    data: dict | None = None
-
-    @classmethod
-    def load(cls, clip_model: str | None, clip_checkpoint: str | None, device, folder=None) -> "FrozenCLIP":
-        """The pretrained `clip_model`, or our own from a checkpoint, the newest one for None.
-
-        Raises UserError if there is none.
-        """
-        if clip_model is not None:
-            say(f"Loading the pretrained CLIP {clip_model} ...")
-            try:
-                model = PretrainedCLIP(clip_model).to(device)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"transformers finds no CLIP named {clip_model}; give the name of one on its hub, or a folder."
-                ) from error
-            return cls(model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model)})
-        file = find_checkpoint(clip_checkpoint, "clip", folder)
-        if file is None:
-            raise UserError("There is no trained CLIP yet; run train_mnist.py first.")
-        checkpoint = load_checkpoint(file, "clip")
-        model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
-        source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
-        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"])
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return sizes_from_clip(self.model if self.tokenizer is None else self.model.config)
-
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Prompts to text tokens (B, T)."""
-        if self.tokenizer is None:
-            return self.model.tokenize(prompts)
-        return tokenize(self.tokenizer, prompts, self.model.config.text_seq_len)
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str], device) -> tuple[Tensor, Tensor]:
-        """Prompts to CLIP's text embeddings (B, E) and token encodings (B, T, D)."""
-        parts = [self.model.encode_text(tokens.to(device)) for tokens in self.tokenize(prompts).split(500)]
-        text_embed, text_encodings = zip(*parts)
-        return torch.cat(text_embed), torch.cat(text_encodings)
-
-    @torch.no_grad()
-    def encode_images(self, images: CaptionedImages) -> Tensor:
-        """The embeddings (N, E) of all `images`."""
-        return images.map(self.model.encode_image)
-
-
-class EncodedCaptions:
-    """What CLIP makes of M captions: computed once, if that fits into the memory, or else each time it is asked for."""
-
-    def __init__(self, clip: FrozenCLIP, captions: list[str], device):
-        self.clip, self.tokens = clip, clip.tokenize(captions).to(device)
-        floats = len(captions) * (clip.sizes["clip_text_seq_len"] * clip.sizes["clip_text_width"])
-        fits = 4 * floats < free_memory(device) / 4
-        self.encoded = clip.encode_prompts(captions, device) if fits else None
-
-    @torch.no_grad()
-    def __getitem__(self, caption: Tensor) -> tuple[Tensor, Tensor]:
-        """The text embeddings (B, E) and token encodings (B, T, D) of captions (B,) in 0 .. M - 1."""
-        if self.encoded is None:
-            return self.clip.model.encode_text(self.tokens[caption])
-        return tuple(table[caption] for table in self.encoded)
-
-
-def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
-    """What the configs of the prior and the decoder take from CLIP."""
-    return {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
-
-
-def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: CaptionedImages) -> float:
-    """The fraction of images, embedded as (N, E), whose nearest caption, embedded as (M, E), may be said of them."""
-    nearest = (image_embed @ text_embed.T).argmax(dim=1)
-    return (images.caption_ids == nearest[:, None]).any(dim=1).float().mean().item()
-
-
-def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
-    """Prompts to text tokens (B, T), each with at least one pad behind it, the end of the text."""
-    return add_end(tokenizer.encode(prompts, text_seq_len - 1))
-
-
-def add_end(text_tokens: Tensor) -> Tensor:
-    return F.pad(text_tokens, (0, 1), value=PAD_ID)
 
 
 @dataclass

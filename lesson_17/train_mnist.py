@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from clip import CLIP, CLIP_PRESETS, which_hold
 from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from frozen_clip import EncodedCaptions, FrozenCLIP, add_end, tokenize, zero_shot_accuracy
 from lesson_08.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
 from lesson_08.muon import Muon
-from pipeline import EncodedCaptions, FrozenCLIP, add_end, tokenize, zero_shot_accuracy
 from torch import Tensor, nn
 from utils.checkpoints import load_checkpoint, newest_checkpoint
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start

@@ -3,13 +3,13 @@
 import math
 from dataclasses import replace
 
-import pipeline
+import frozen_clip
 import pytest
 import torch
 from bpe import Tokenizer
 from clip import CLIP, CLIP_PRESETS, CLIPConfig, PretrainedCLIP, contrastive_loss, which_hold
+from frozen_clip import FrozenCLIP
 from layout import assert_laid_out_and_filled
-from pipeline import FrozenCLIP
 from tiny_clip import END_ID, MEAN, STD, save_pretrained, their_model
 from torch.nn import functional as F
 from transformers import CLIPModel
@@ -232,9 +232,9 @@ def test_captions_are_encoded_alike_whether_they_fit_into_the_memory_or_not(monk
     torch.manual_seed(0)
     texts = ["a red seven", "blue 4", "七"]
     clip = FrozenCLIP(CLIP(replace(CONFIG, text_vocab_size=300)), Tokenizer.train(texts, 300), {})
-    table = pipeline.EncodedCaptions(clip, texts, "cpu")
-    monkeypatch.setattr(pipeline, "free_memory", lambda device: 0)
-    anew = pipeline.EncodedCaptions(clip, texts, "cpu")
+    table = frozen_clip.EncodedCaptions(clip, texts, "cpu")
+    monkeypatch.setattr(frozen_clip, "free_memory", lambda device: 0)
+    anew = frozen_clip.EncodedCaptions(clip, texts, "cpu")
     assert table.encoded is not None and anew.encoded is None
     index = torch.tensor([2, 0, 2])
     for found, expected in zip(anew[index], table[index]):

@@ -13,7 +13,7 @@ from diffusion import Diffusion
 from diffusion_decoder import Decoder
 from diffusion_prior import DiffusionPrior
 from dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
-from pipeline import FrozenCLIP
+from frozen_clip import FrozenCLIP
 from scripts import ROOT, TINY, succeeds
 from stages import STAGES
 
