@@ -11,6 +11,7 @@ import torch
 from bpe import Tokenizer
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
+from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
@@ -18,7 +19,7 @@ from utils.data import add_data_flags, data_source, load_images, map_in_parts
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import SeededNoise, add_sample_flags, choose_prompts, write_images
+from utils.samples import SeededNoise, add_sample_flags, choose_prompts, nearest_candidates, write_images
 
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
 
@@ -69,7 +70,11 @@ class Pipeline:
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, get_device())
+    device = get_device()
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    if args.candidates:
+        clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, device)
+        clip.check_data(pipeline.data)
     prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
@@ -78,6 +83,9 @@ def main() -> None:
         images = pipeline.draw(prompts, seeds, prefix=prefix, **sampling)
     else:
         images = pipeline.draw(prompts, seeds, **sampling)
+    if args.candidates:  # section 2.6
+        kept = nearest_candidates(clip.similarity(images, prompts), args.candidates, args.num_samples)
+        images, prompts, seeds = images[kept], [prompts[i] for i in kept], [seeds[i] for i in kept]
 
     write_images(images, prompts, seeds, args.output_dir)
     if args.complete_rows:
@@ -100,9 +108,18 @@ def parse_args():
         default=0,
         help="keep so many rows of tokens of test images, and draw the rest",
     )
+    parser.add_argument("--clip_checkpoint", help="chooses among --candidates (default: the newest in output/clip)")
+    parser.add_argument("--clip_model", metavar="NAME", help="a pretrained CLIP, which chooses in its place")
     add_model_flags(parser)
     add_data_flags(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.candidates and args.complete_rows:
+        raise UserError(
+            "--candidates are all of one prompt, and --complete_rows of different images; give one of the two."
+        )
+    if not args.candidates and (args.clip_checkpoint or args.clip_model):
+        raise UserError("CLIP chooses among --candidates; say how many.")
+    return args
 
 
 def add_model_flags(parser: ArgumentParser) -> None:

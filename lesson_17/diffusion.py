@@ -120,11 +120,7 @@ class Diffusion(nn.Module):
         x, is_random = x_T, sampler == "ddpm" or eta > 0
         steps = self.timesteps(num_steps)
         for t, s in zip(steps, steps[1:]):
-            x_0, eps = self.x_0_and_eps(network(x, t.expand(len(x))), x, t)
-            if x_0_range < math.inf:
-                x_0 = x_0.clamp(-x_0_range, x_0_range)
-                a_t, b_t = self.at(t, x)
-                eps = (x - a_t * x_0) / b_t
+            x_0, eps = self.predict(network, x, t, x_0_range)
             if sampler == "ddpm":
                 x, variance = self.q_posterior(x_0, x, t, s)
             else:
@@ -133,12 +129,52 @@ class Diffusion(nn.Module):
                 x = x + variance.sqrt() * randn(x.shape).to(x)
         return x
 
+    def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
+        """The x_0 and the eps that the network predicts of x_t (B, ...), that x_0 kept within +-x_0_range."""
+        x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
+        if x_0_range < math.inf:
+            x_0 = x_0.clamp(-x_0_range, x_0_range)
+            a_t, b_t = self.at(t, x_t)
+            eps = (x_t - a_t * x_0) / b_t
+        return x_0, eps
+
     def ddim_step(self, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of x_s for an s < t: DDIM, equation (12), with sigma of equation (16)."""
         a_t, b_t = self.at(t, x_0)
         a_s, b_s = self.at(s, x_0)
         sigma = eta * b_s / b_t * (1 - (a_t / a_s) ** 2).sqrt()
         return a_s * x_0 + (b_s**2 - sigma**2).sqrt() * eps, sigma**2
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        network: Callable,
+        x_0: Tensor,
+        known: Tensor,
+        num_steps: int,
+        num_repeats: int = 5,
+        randn: Callable = torch.randn,
+        x_0_range: float = math.inf,
+    ) -> Tensor:
+        """x_0 (B, ...) where `known` (bool, of a shape that broadcasts), and samples that fit to it elsewhere: RePaint
+        (arXiv 2201.09865, algorithm 1), in num_steps * num_repeats calls of the network.
+
+        What is known is put in at each step, with as much noise as there is at that step. The rest was drawn before that, and
+        may not fit; so each step is taken `num_repeats` times, with noise put back in between.
+        """
+        x = randn(x_0.shape).to(x_0)
+        steps = self.timesteps(num_steps)
+        for t, s in zip(steps, steps[1:]):
+            a_t, b_t = self.at(t, x)
+            a_s, b_s = self.at(s, x)
+            for _ in range(num_repeats):
+                mean, variance = self.q_posterior(self.predict(network, x, t, x_0_range)[0], x, t, s)
+                drawn = mean + variance.sqrt() * randn(x.shape).to(x)
+                x_s = torch.where(known, a_s * x_0 + b_s * randn(x.shape).to(x), drawn)
+                alpha = (a_t / a_s) ** 2
+                x = alpha.sqrt() * x_s + (1 - alpha).sqrt() * randn(x.shape).to(x)
+            x = x_s
+        return x
 
     @torch.no_grad()
     def invert(self, network: Callable, x_0: Tensor, num_steps: int, num_iterations: int = 3) -> Tensor:

@@ -1,14 +1,18 @@
 """What unCLIP can do to an image (DALL·E 2, sections 3 and 4). Writes a figure to output/dall_e_2_samples.
 
-An image is split in two: z_i, its CLIP embedding, what CLIP sees in it; and x_T, the noise from which the decoder, given
-z_i, comes back to the image, everything else. Change one and keep the other:
+An image is split in two: z_i, its CLIP embedding, which is what CLIP sees in it; and x_T, the noise from which the decoder,
+given z_i, comes back to the image, which is everything else. Change one and keep the other:
 
-variations      fixed z_i, and fresh noise on the way from x_T (section 3.1)
-interpolation   from one image's z_i and x_T to another's (section 3.2)
-text_diff       z_i moved by the direction between two captions, x_T fixed (section 3.3)
-components      z_i cut to its first principal components, x_T fixed (section 4)
+variations      the same z_i, and fresh noise on the way from x_T (section 3.1)
+interpolation   from one image's z_i and x_T to another's, and each of the two alone (section 3.2)
+text_diff       z_i turned toward the difference of two captions, the same x_T (section 3.3)
+components      z_i cut to its first principal components, the same x_T and a random one (section 4)
+inpaint         a box of the image drawn anew for another caption (RePaint, arXiv 2201.09865)
+
+R rows of the figure, K images in a row, B images, E size of CLIP's embeddings, C image channels, H image height and width.
 """
 
+import math
 import random
 import sys
 from pathlib import Path
@@ -18,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from diffusion import guided
-from diffusion_decoder import decode_image_embed, to_x_0
-from pipeline import Pipeline, add_model_flags
+from diffusion_decoder import Decoder, decode_image_embed, from_x_0, to_x_0
+from diffusion_prior import draw_image_embed
+from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, seed_number, shortened, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images
@@ -28,8 +33,9 @@ from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import SeededNoise, sample_captions
 
-PAIRS = ("interpolation", "text_diff")  # modes that take the prompts two by two
-DEFAULT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]  # of plain digits
+PAIRS = ("interpolation", "text_diff", "inpaint")  # modes that take the prompts two by two
+DIGIT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
+COLOR_PROMPTS = ["red 7", "blue 7", "thin green 4", "thick green 4", "yellow 3", "yellow 8", "purple 0", "orange 0"]
 NUM_COLUMNS = 8
 NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
@@ -37,43 +43,45 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
-    known = Prompts.of_checkpoint(pipeline.data)
-    train_set, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
-    args.prompts = known.check(
-        args.prompts or (DEFAULT_PROMPTS if known.closed else sample_captions(test_set, NUM_COLUMNS))
-    )
-    images = choose_images(test_set, args.prompts, args.seed)
-    x_0 = images.images()
-    z_i = pipeline.clip.encode_images(images)
-    x_T = pipeline.decoder.diffusion.invert(guided(pipeline.decoder, 1.0, z_i, None), to_x_0(x_0), args.sampling_steps)
-
-    if args.mode == "variations":
-        rows, captions = variations(pipeline, z_i, x_T, args)
-    elif args.mode == "interpolation":
-        rows, captions = interpolation(pipeline, z_i, x_T, args)
-    elif args.mode == "text_diff":
-        rows, captions = text_diff(pipeline, z_i[::2], x_T[::2], args)
-    else:
-        rows, captions = components(pipeline, z_i, x_T, pipeline.clip.encode_images(train_set), args)
-
-    originals = x_0[::2] if args.mode in PAIRS else x_0
-    cells = torch.cat([originals[:, None], rows], dim=1)  # (R, 1 + K, C, H, H)
+    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
+    if not args.prompts and source.is_digits:
+        args.prompts = COLOR_PROMPTS if source.image_channels == 3 else DIGIT_PROMPTS
+    args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
+    cells, captions = EDITS[args.mode](pipeline, train_set, test_set, args)  # (R, K, C, H, H), R rows of K
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"{args.mode}.png"
-    save_grid(cells.flatten(0, 1), file, cells.shape[1], ["image", *captions] * len(cells))
+    save_grid(cells.flatten(0, 1), file, cells.shape[1], sum(captions, []))
     print(f"{file} is written.")
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("mode", choices=["variations", "interpolation", "text_diff", "components"])
+    parser.add_argument("mode", choices=list(EDITS))
     parser.add_argument(
         "--prompts",
         nargs="+",
         metavar="PROMPT",
-        help="a test image of each is edited; taken two by two, from and to, by interpolation and text_diff (default: some)",
+        help="a test image of each is edited; interpolation, text_diff and inpaint take them two by two, from and to "
+        "(default: some)",
     )
     parser.add_argument("--eta", type=bounded(float, 0, 1), default=1.0, help="how much fresh noise variations get")
+    parser.add_argument(
+        "--fraction",
+        type=bounded(float, 0, 1),
+        default=0.5,
+        help="how far text_diff turns, of the way to the difference",
+    )
+    parser.add_argument(
+        "--box",
+        type=bounded(int, 0, 4096),
+        nargs=4,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        default=[4, 4, 14, 24],
+        help="the pixels that inpaint draws anew",
+    )
+    parser.add_argument(
+        "--guidance_scale", type=bounded(float, 0, 100), default=DEFAULT_SAMPLING["guidance_scale"], help="of inpaint"
+    )
     parser.add_argument("--sampling_steps", type=bounded(int, 5, 1000), default=50, help="there and back")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images and of fresh noise")
     parser.add_argument(
@@ -87,6 +95,90 @@ def parse_args():
     return args
 
 
+def variations(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
+    """Section 3.1: the same z_i, and fresh noise on the way from x_T; without it, the image comes back."""
+    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    rows = [x_0, decode(pipeline.decoder, z_i, x_T, args.sampling_steps)]
+    for column in range(NUM_COLUMNS - 1):
+        noise = SeededNoise([args.seed + column + NUM_COLUMNS * i for i in range(len(z_i))])
+        rows.append(decode(pipeline.decoder, z_i, x_T, args.sampling_steps, eta=args.eta, randn=noise.randn))
+    captions = ["image", "eta 0"] + [f"eta {args.eta:g}"] * (NUM_COLUMNS - 1)
+    return torch.stack(rows, dim=1), [captions] * len(z_i)
+
+
+def interpolation(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
+    """Section 3.2: z_i and x_T go from one image to another on the sphere, then z_i alone, then x_T alone."""
+    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    cells, captions = [], []
+    for i in range(0, len(x_0), 2):
+        pair, (z_a, z_b), (x_a, x_b) = x_0[i : i + 2], z_i[i : i + 2, None], x_T[i : i + 2, None]
+        fractions = torch.linspace(0, 1, NUM_COLUMNS - 1, device=x_0.device)
+        between_z = torch.cat([slerp(z_a, z_b, fraction) for fraction in fractions])
+        between_x = torch.cat([slerp(x_a, x_b, fraction) for fraction in fractions])
+        for moving, z, x in (
+            ("both", between_z, between_x),
+            ("z_i", between_z, x_a.expand_as(between_x)),
+            ("x_T", z_a.expand_as(between_z), between_x),
+        ):
+            drawn = decode(pipeline.decoder, z, x, args.sampling_steps)
+            cells.append(torch.cat([pair[:1], drawn, pair[1:]]))
+            captions.append([moving, *[f"{fraction:.2f}" for fraction in fractions], "image"])
+    return torch.stack(cells), captions
+
+
+def text_diff(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
+    """Section 3.3: z_i turned toward the direction from one caption to the other, the same x_T."""
+    from_prompts, to_prompts = args.prompts[::2], args.prompts[1::2]
+    x_0, z_i, x_T = split(pipeline, choose_images(test_set, from_prompts, args.seed), args.sampling_steps)
+    rows, fractions = [x_0], torch.linspace(0, args.fraction, NUM_COLUMNS, device=x_0.device)
+    z_d = text_difference(pipeline, from_prompts, to_prompts)
+    for fraction in fractions:
+        rows.append(decode(pipeline.decoder, slerp(z_i, z_d, fraction), x_T, args.sampling_steps))
+    captions = ["image", *[f"{fraction:.2f}" for fraction in fractions]]
+    return torch.stack(rows, dim=1), [captions] * len(x_0)
+
+
+def components(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
+    """Section 4: z_i with only the first principal components of all embeddings left, with the image's x_T and a random
+    one."""
+    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    of_all = pipeline.clip.encode_images(train_set)
+    mean = of_all.mean(dim=0)
+    _, _, directions = torch.linalg.svd(torch.cov((of_all - mean).T))  # rows, the widest spread first
+    numbers = [number for number in NUM_COMPONENTS if number <= len(mean)]
+    random_x_T = SeededNoise([args.seed + i for i in range(len(x_T))]).randn(x_T.shape).to(x_T)
+    cells, captions = [], []
+    for noise, name in ((x_T, "its x_T"), (random_x_T, "random x_T")):
+        row = [x_0]
+        for number in numbers:
+            cut = mean + (z_i - mean) @ directions[:number].T @ directions[:number]
+            row.append(decode(pipeline.decoder, F.normalize(cut, dim=-1), noise, args.sampling_steps))
+        cells.append(torch.stack(row, dim=1))
+        captions.append([name, *map(str, numbers)])
+    return torch.stack(cells, dim=1).flatten(0, 1), captions * len(x_0)
+
+
+def inpainting(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
+    """A box of an image drawn anew for another caption, several times."""
+    from_prompts, to_prompts = args.prompts[::2], args.prompts[1::2]
+    x_0 = choose_images(test_set, from_prompts, args.seed).images()
+    known = outside(args.box, x_0)
+    rows = [x_0, torch.where(known, x_0, 0.5)]
+    for column in range(NUM_COLUMNS - 1):
+        seeds = [args.seed + column + NUM_COLUMNS * i for i in range(len(x_0))]
+        rows.append(inpaint(pipeline, x_0, known, to_prompts, seeds, args.sampling_steps, args.guidance_scale))
+    return torch.stack(rows, dim=1), [["image", "kept", *[to] * (NUM_COLUMNS - 1)] for to in to_prompts]
+
+
+EDITS = {
+    "variations": variations,
+    "interpolation": interpolation,
+    "text_diff": text_diff,
+    "components": components,
+    "inpaint": inpainting,
+}
+
+
 def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> CaptionedImages:
     """A test image for each prompt. Raises UserError for a prompt that may be said of none."""
     rng, chosen = random.Random(seed), []
@@ -98,58 +190,69 @@ def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> C
     return test_set.subset(torch.tensor(chosen, device=test_set.device))
 
 
-def decode(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args, **sampler) -> Tensor:
-    """Rows of embeddings (R, K, E) and of noise (R, K, C, H, H) to rows of images."""
-    images = decode_image_embed(
-        pipeline.decoder, z_i.flatten(0, 1), None, x_T.flatten(0, 1), num_steps=args.sampling_steps, **sampler
-    )
-    return images.view(x_T.shape)
+def split(pipeline: Pipeline, images: CaptionedImages, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """B images: their pixels x_0 (B, C, H, H) in [0, 1], their embeddings z_i (B, E), and the noise x_T (B, C, H, H) from
+    which `decode` comes back to x_0 in as many steps."""
+    x_0, z_i = images.images(), pipeline.clip.encode_images(images)
+    network = guided(pipeline.decoder, 1.0, z_i, None)
+    return x_0, z_i, pipeline.decoder.diffusion.invert(network, to_x_0(x_0), num_steps)
 
 
-def variations(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
-    """Section 3.1: the same z_i, x_T, and fresh noise on the way; without it, the image comes back."""
-    back = decode(pipeline, z_i[:, None], x_T[:, None], args)
-    z_i, x_T = (x[:, None].expand(-1, NUM_COLUMNS - 1, *x.shape[1:]) for x in (z_i, x_T))
-    noise = SeededNoise([args.seed + i for i in range(x_T.shape[0] * x_T.shape[1])])
-    varied = decode(pipeline, z_i, x_T, args, eta=args.eta, randn=noise.randn)
-    return torch.cat([back, varied], dim=1), ["eta 0"] + [f"eta {args.eta:g}"] * (NUM_COLUMNS - 1)
+def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler) -> Tensor:
+    """Images (B, C, H, H) in [0, 1] of z_i (B, E) and x_T (B, C, H, H), without caption and guidance. The predicted x_0 is
+    not cut off on the way, as it is not in `split`: then eta 0 gives the image back."""
+    return decode_image_embed(decoder, z_i, None, x_T, num_steps=num_steps, x_0_range=math.inf, **sampler)
 
 
-def interpolation(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
-    """Section 3.2: both z_i and x_T go from one image to the other on the sphere."""
-    fractions = torch.linspace(0, 1, NUM_COLUMNS, device=z_i.device)
-    between_z_i = torch.stack([slerp(z_i[::2], z_i[1::2], fraction) for fraction in fractions], dim=1)
-    between_x_T = torch.stack([slerp(x_T[::2], x_T[1::2], fraction) for fraction in fractions], dim=1)
-    return decode(pipeline, between_z_i, between_x_T, args), [f"{fraction:.2f}" for fraction in fractions]
-
-
-def text_diff(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, args) -> tuple[Tensor, list[str]]:
-    """Section 3.3: z_i turned toward the direction from one caption to the other, x_T as it is."""
-    z_t, _ = pipeline.clip.encode_prompts(args.prompts, z_i.device)
-    z_d = F.normalize(z_t[1::2] - z_t[::2], dim=-1)
-    fractions = torch.linspace(0, 0.5, NUM_COLUMNS, device=z_i.device)
-    turned = torch.stack([slerp(z_i, z_d, fraction) for fraction in fractions], dim=1)
-    x_T = x_T[:, None].expand(-1, NUM_COLUMNS, *x_T.shape[1:])
-    return decode(pipeline, turned, x_T, args), [f"{fraction:.2f}" for fraction in fractions]
-
-
-def components(pipeline: Pipeline, z_i: Tensor, x_T: Tensor, of_all: Tensor, args) -> tuple[Tensor, list[str]]:
-    """Section 4: z_i with only the first principal components of all embeddings (N, E) left."""
-    mean = of_all.mean(dim=0)
-    _, _, directions = torch.linalg.svd(torch.cov((of_all - mean).T))  # rows, the widest spread first
-    numbers = [number for number in NUM_COMPONENTS if number <= len(mean)]
-    cut = [mean + (z_i - mean) @ directions[:number].T @ directions[:number] for number in numbers]
-    cut = F.normalize(torch.stack(cut, dim=1), dim=-1)
-    x_T = x_T[:, None].expand(-1, len(numbers), *x_T.shape[1:])
-    return decode(pipeline, cut, x_T, args), [str(number) for number in numbers]
-
-
-def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
+def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
     """The point at `fraction` of the way from a (B, ...) to b (B, ...) along the arc between them."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cos = F.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1 + 1e-6, 1 - 1e-6)
     angle = torch.arccos(cos).view(-1, *[1] * (a.ndim - 1))
     return (torch.sin((1 - fraction) * angle) * a + torch.sin(fraction * angle) * b) / torch.sin(angle)
+
+
+def text_difference(pipeline: Pipeline, from_prompts: list[str], to_prompts: list[str]) -> Tensor:
+    """The normalized difference z_d of the embeddings of captions, B each: (B, E)."""
+    (z_from, _), (z_to, _) = (
+        pipeline.clip.encode_prompts(texts, pipeline.device) for texts in (from_prompts, to_prompts)
+    )
+    return F.normalize(z_to - z_from, dim=-1)
+
+
+def outside(box: list[int], x_0: Tensor) -> Tensor:
+    """Which pixels of images (B, C, H, H) are not in the box (left, top, right, bottom): (H, H) bool.
+
+    Raises UserError if the box is empty or does not lie in the image.
+    """
+    size, (left, top, right, bottom) = x_0.shape[-1], box
+    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+        raise UserError(f"--box {left} {top} {right} {bottom} is no box in an image of {size}x{size} pixels.")
+    known = torch.ones(size, size, dtype=torch.bool, device=x_0.device)
+    known[top:bottom, left:right] = False
+    return known
+
+
+def inpaint(
+    pipeline: Pipeline,
+    x_0: Tensor,
+    known: Tensor,
+    prompts: list[str],
+    seeds: list[int],
+    num_steps: int,
+    guidance_scale: float,
+    num_repeats: int = 5,
+) -> Tensor:
+    """Images (B, C, H, H) in [0, 1] with their `known` (H, H) pixels as they were and the others drawn for prompts, by an
+    embedding from the prior; each image a function of its seed."""
+    text_embed, text_encodings = pipeline.clip.encode_prompts(prompts, pipeline.device)
+    randn = SeededNoise(seeds).randn
+    image_embed = draw_image_embed(pipeline.prior, text_embed, text_encodings, randn=randn)
+    network = guided(pipeline.decoder, guidance_scale, image_embed, text_encodings)
+    drawn = pipeline.decoder.diffusion.inpaint(
+        network, to_x_0(x_0), known, num_steps, num_repeats, randn=randn, x_0_range=1.0
+    )
+    return torch.where(known, x_0, from_x_0(drawn))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from clip import CLIP, CLIPConfig, PretrainedCLIP
 from lesson_08.bpe import PAD_ID, Tokenizer
+from lesson_17.clip import CLIP, CLIPConfig, PretrainedCLIP
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import UserError
-from utils.data import CaptionedImages
+from utils.data import CaptionedImages, map_in_parts
 from utils.machine import free_memory, say
 
 
@@ -47,7 +47,9 @@ class FrozenCLIP:
             return cls(model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model)})
         file = find_checkpoint(clip_checkpoint, "clip", folder)
         if file is None:
-            raise UserError("There is no trained CLIP yet; run train_mnist.py first.")
+            raise UserError(
+                "There is no trained CLIP yet; train one with python lesson_17/train_mnist.py --stage clip."
+            )
         checkpoint = load_checkpoint(file, "clip")
         model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
         source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
@@ -74,6 +76,24 @@ class FrozenCLIP:
     def encode_images(self, images: CaptionedImages) -> Tensor:
         """The embeddings (N, E) of all `images`."""
         return images.map(self.model.encode_image)
+
+    @torch.no_grad()
+    def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The cosine of each image (B, C, H, H) in [0, 1] and its own prompt, of B: (B,)."""
+        distinct = list(dict.fromkeys(prompts))
+        text_embed, _ = self.encode_prompts(distinct, images.device)
+        own = text_embed[[distinct.index(prompt) for prompt in prompts]]
+        return (map_in_parts(self.model.encode_image, images) * own).sum(dim=1)
+
+    def check_data(self, data: dict) -> None:
+        """Raises UserError if this CLIP learned from other images or captions than a model whose checkpoint says `data` of
+        its own."""
+        if self.data and any(self.data[name] != data[name] for name in ("image_size", "image_channels", "examples")):
+            ours, theirs = ("{dataset}, {image_size}x{image_size}".format(**one) for one in (self.data, data))
+            raise UserError(
+                f"{self.source['file']} learned from {ours}, and the pictures are of {theirs}; name a CLIP of the same images "
+                f"with --clip_checkpoint, or a pretrained one with --clip_model."
+            )
 
 
 class EncodedCaptions:

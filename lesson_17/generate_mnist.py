@@ -10,7 +10,7 @@ from utils.cli import ROOT, ArgumentParser, start
 from utils.machine import get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.samples import add_sample_flags, choose_prompts, nearest_candidates, write_images
 
 
 def main() -> None:
@@ -19,6 +19,10 @@ def main() -> None:
     prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
+    if args.candidates:
+        similarity = pipeline.clip.similarity(images, prompts)
+        kept = nearest_candidates(similarity, args.candidates, args.num_samples)
+        images, prompts, seeds = images[kept], [prompts[i] for i in kept], [seeds[i] for i in kept]
     write_images(images, prompts, seeds, args.output_dir)
     save_grid(images, args.output_dir / "grid.png", columns, prompts)
     print(f"{len(prompts)} images, samples.csv and grid.png are in {args.output_dir}")

@@ -198,6 +198,32 @@ def test_inverted_and_sampled_it_returns(num_steps):
     assert x_T.std() == pytest.approx(1.0, abs=0.3)
 
 
+def correlated_network(diffusion, covariance):
+    """What a perfect network predicts for data of N(0, covariance)."""
+
+    def predict(x, t):
+        a_t, b_t = diffusion.at(t[:1], x)
+        gain = a_t * covariance @ torch.linalg.inv(a_t**2 * covariance + b_t**2 * torch.eye(len(covariance)))
+        return x @ gain.T
+
+    return predict
+
+
+def test_inpainting_keeps_what_is_known_and_draws_the_rest_to_fit():
+    diffusion, rho = Diffusion(1000, prediction="x_0"), 0.9
+    predict = correlated_network(diffusion, torch.tensor([[1.0, rho], [rho, 1.0]]))
+    x_0, known = torch.tensor([[1.5, 100.0]]).repeat(5000, 1), torch.tensor([True, False])
+    torch.manual_seed(0)
+    means = {}
+    for num_repeats in (1, 10):
+        x = diffusion.inpaint(predict, x_0, known, 100, num_repeats)
+        assert torch.equal(x[:, 0], x_0[:, 0])
+        means[num_repeats] = x[:, 1].mean()
+    # Given the first, the second has a mean of rho * 1.5 and a deviation of sqrt(1 - rho^2).
+    assert means[10] == pytest.approx(rho * 1.5, abs=0.05) and x[:, 1].std() == pytest.approx(0.436, abs=0.05)
+    assert abs(means[1] - rho * 1.5) > 2 * abs(means[10] - rho * 1.5)  # that is what the repeats are for
+
+
 def test_x_0_is_kept_in_its_range():
     diffusion = Diffusion(1000, prediction="x_0")
     x = diffusion.sample(lambda x, t: 3 * torch.ones_like(x), torch.randn(4, 2), 10, x_0_range=1.0)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from frozen_clip import FrozenCLIP
 from scripts import ROOT, TINY, files_of, put_untrained_scorer, read_image, refused, script, succeeds
 
 TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
@@ -88,6 +89,34 @@ def test_generating_writes_every_image_and_its_row(trained, tmp_path):
     assert (again - read_image(tmp_path / rows[3]["file"]).int()).abs().max() <= 1
 
 
+def test_clip_keeps_the_candidates_nearest_to_their_prompts(trained, earlier_stages, tmp_path):
+    clip = earlier_stages["prior"]
+    drawn = ("--prompts", "seven", "2", "--output_dir")
+    assert generate(trained, "--num_samples", 4, *drawn, tmp_path / "all").returncode == 0
+    result = generate(trained, "--num_samples", 2, "--candidates", 4, *clip, *drawn, tmp_path / "kept")
+    assert result.returncode == 0, result.stderr
+    rows = {name: list(csv.DictReader(open(tmp_path / name / "samples.csv"))) for name in ("all", "kept")}
+    assert [row["prompt"] for row in rows["kept"]] == ["seven", "seven", "2", "2"]
+    file_of = {row["seed"]: row["file"] for row in rows["all"]}
+    images = torch.stack([read_image(tmp_path / "all" / row["file"]) for row in rows["all"]]) / 255
+    similarity = FrozenCLIP.load(None, str(clip[1]), "cpu").similarity(images, [row["prompt"] for row in rows["all"]])
+    for prompt, of_prompt in (("seven", slice(4)), ("2", slice(4, 8))):
+        kept = [row for row in rows["kept"] if row["prompt"] == prompt]
+        best = similarity[of_prompt].argsort(descending=True)[:2].tolist()
+        assert [row["seed"] for row in kept] == [rows["all"][of_prompt][i]["seed"] for i in best]
+        for row in kept:  # the very pictures that are drawn without candidates
+            again = read_image(tmp_path / "all" / file_of[row["seed"]]).int()
+            assert (read_image(tmp_path / "kept" / row["file"]).int() - again).abs().max() <= 1
+
+
+def test_a_clip_of_other_captions_does_not_choose(trained, earlier_stages, tmp_path):
+    checkpoint = torch.load(earlier_stages["prior"][1], weights_only=True)
+    checkpoint["data"] |= {"dataset": "houses", "examples": ["a house"]}
+    torch.save(checkpoint, tmp_path / "clip-1.pt")
+    chosen_by = ("--prompts", "seven", "--candidates", 2, "--clip_checkpoint")
+    refused(generate(trained, *chosen_by, tmp_path / "clip-1.pt"), "learned from houses")
+
+
 def test_random_prompts_are_printed_as_rows(trained, tmp_path):
     result = generate(trained, "--output_dir", tmp_path)
     assert [len(line.split()) for line in result.stdout.splitlines()[:8]] == [8] * 8
@@ -159,6 +188,9 @@ MISTAKES = [
     (["--prompts", "seven", "--num_samples", "0"], "num_samples"),
     (["--prompts", "seven", "--top_p", "2"], "top_p"),
     (["--complete_rows", "7"], "leaves nothing"),
+    (["--prompts", "seven", "--candidates", "0"], "candidates"),
+    (["--prompts", "seven", "--candidates", "4", "--complete_rows", "3"], "complete_rows"),
+    (["--prompts", "seven", "--clip_model", "theirs"], "say how many"),
     (["--dvae_checkpoint", "nowhere.pt"], "nowhere.pt"),
     (["--dall_e_checkpoint", "requirements.txt"], "not a checkpoint"),
 ]

@@ -91,11 +91,27 @@ def test_an_image_is_a_function_of_its_prompt_and_seed(trained, tmp_path, sample
     assert (both - alone).abs().max() <= 1
 
 
-@pytest.mark.parametrize("mode", ["variations", "interpolation", "text_diff", "components"])
+@pytest.mark.parametrize("mode", ["variations", "interpolation", "text_diff", "components", "inpaint"])
 def test_edits_write_their_figure(trained, tmp_path, mode):
     edit = ("lesson_17/edit_mnist.py", mode, *models(trained), "--dataset", "mnist_5k", "--sampling_steps", 5)
     succeeds(*edit, "--prompts", "3", "8", "--output_dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mode}.png"]
+
+
+@pytest.mark.parametrize("box", [(4, 4, 4, 24), (0, 0, 29, 5), (20, 3, 10, 5)])
+def test_boxes_that_do_not_lie_in_the_image_are_refused(trained, box):
+    edit = ("lesson_17/edit_mnist.py", "inpaint", *models(trained), "--dataset", "mnist_5k", "--box", *box)
+    refused(script(*edit, "--prompts", "3", "8"), "no box in an image of 28x28")
+
+
+def test_clip_keeps_the_candidates_nearest_to_their_prompts(trained, tmp_path):
+    drawn = ("lesson_17/generate_mnist.py", *models(trained), "--sampling_steps", 2, "--prompts", "seven", "2")
+    succeeds(*drawn, "--candidates", 3, "--output_dir", tmp_path)
+    with open(tmp_path / "samples.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == ["seven", "2"]
+    assert int(rows[0]["seed"]) in range(3) and int(rows[1]["seed"]) in range(3, 6)
+    refused(script(*drawn, "--candidates", 2, "--num_samples", 3), "fewer than")
 
 
 def test_stages_of_three_channels_train(tmp_path):

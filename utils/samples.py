@@ -27,30 +27,46 @@ def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
         help="what to draw, in quotes if it is several words (default: 64 random captions)",
     )
     parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
+    parser.add_argument(
+        "--candidates",
+        type=positive_int,
+        help="draw so many images of each prompt, and keep the --num_samples that CLIP finds nearest to it (default: keep all)",
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")
 
 
 def choose_prompts(args, known: Prompts) -> tuple[list[str], int]:
-    """The prompt of each image, and the columns of the grid: num_samples of each given prompt, or of random captions.
+    """The prompt of each image to draw, and the columns of the grid: for each given prompt, or random caption, num_samples
+    images, or as many candidates for them.
 
-    Raises UserError for a prompt that the model cannot be asked for.
+    Raises UserError for a prompt that the model cannot be asked for, and for too few candidates or too many images.
     """
+    drawn = args.candidates or args.num_samples
+    if drawn < args.num_samples:
+        raise UserError(f"--candidates {drawn} are fewer than the --num_samples {args.num_samples} to keep of them.")
     given = (
         known.check(args.prompts) if args.prompts else random.Random(args.seed).choices(known.examples, k=NUM_RANDOM)
     )
-    if args.num_samples * len(given) > MOST_IMAGES:
-        count = args.num_samples * len(given)
+    if drawn * len(given) > MOST_IMAGES:
         raise UserError(
-            f"That makes {count:,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another --seed each time."
+            f"That makes {drawn * len(given):,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another --seed each "
+            f"time."
         )
-    prompts = [prompt for prompt in given for _ in range(args.num_samples)]
+    prompts = [prompt for prompt in given for _ in range(drawn)]
     if not args.prompts:
         for row in range(0, NUM_RANDOM, 8):
             print(", ".join(given[row : row + 8]))
         return prompts, min(8 * args.num_samples, MOST_COLUMNS)
-    columns = args.num_samples if args.num_samples > 1 else max(10, len(prompts) // 100)
-    return prompts, min(columns, len(prompts), MOST_COLUMNS)
+    columns = args.num_samples if args.num_samples > 1 else max(10, len(given) // 100)
+    return prompts, min(columns, len(given) * args.num_samples, MOST_COLUMNS)
+
+
+def nearest_candidates(similarity: Tensor, candidates: int, kept: int) -> list[int]:
+    """Which images to keep of `candidates` for each prompt, one prompt after another: the `kept` ones of the largest
+    similarity (B,) to their prompt, best first. Their places in 0 .. B - 1, kept / candidates of B."""
+    best = similarity.view(-1, candidates).topk(kept, dim=1).indices  # (prompts, kept)
+    return (best + candidates * torch.arange(len(best), device=best.device)[:, None]).flatten().tolist()
 
 
 def sample_captions(test_set: CaptionedImages, number: int = 40) -> list[str]:
