@@ -197,20 +197,25 @@ class Diffusion(nn.Module):
         return x_s
 
 
-def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
+def guided(
+    model: Callable, guidance_scale: float, *conditions, interval: tuple[float, float] = (0, math.inf)
+) -> Callable:
     """Classifier-free guidance (arXiv 2207.12598): model(x_t, t, *conditions, conditional) becomes a network(x_t, t).
 
     guidance_scale: 0 is the unconditional model, 1 the conditional one; more exaggerates what the conditions change.
+    interval: the timesteps, first and last, at which there is guidance; at others the conditional model is taken as it is
+    (arXiv 2404.07724).
     """
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         def predict(conditional: bool) -> Tensor:
             return model(x_t, t, *conditions, conditional=conditional).to(x_t.dtype)
 
-        if guidance_scale in (0, 1):
-            return predict(guidance_scale == 1)
+        scale = guidance_scale if interval[0] <= t[0] <= interval[1] else 1
+        if scale in (0, 1):
+            return predict(scale == 1)
         unconditional = predict(False)
-        return unconditional + guidance_scale * (predict(True) - unconditional)
+        return unconditional + scale * (predict(True) - unconditional)
 
     return network
 

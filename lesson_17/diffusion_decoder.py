@@ -251,15 +251,18 @@ def decode_image_embed(
     text_encodings: Tensor | None,
     x_T: Tensor,
     guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     num_steps: int = 20,
     x_0_range: float = 1.0,
     **sampler,
 ) -> Tensor:
     """Images (B, C, H, H) in [0, 1] of CLIP image embeddings (B, E) of length 1, from noise x_T (B, C, H, H).
 
-    text_encodings (B, T, width) of their captions, or None; `sampler` goes to Diffusion.sample.
+    text_encodings (B, T, width) of their captions, or None; guidance_interval: the fractions of T, from and to, between which
+    there is guidance; `sampler` goes to Diffusion.sample.
     """
-    network = guided(decoder, guidance_scale, image_embed, text_encodings)
+    low, high = (fraction * decoder.diffusion.num_timesteps for fraction in guidance_interval)
+    network = guided(decoder, guidance_scale, image_embed, text_encodings, interval=(low, high))
     x_0 = decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **sampler)
     return from_x_0(x_0)
 

@@ -111,7 +111,9 @@ def decoder_rows(
     if judge.reader:
         x_T = torch.randn_like(images)
         settings = {"num_steps": args.sampling_steps, "sampler": args.sampler}
-        decoded = decode_image_embed(decoder, image_embed, encodings, x_T, args.guidance_scale, **settings)
+        decoded = decode_image_embed(
+            decoder, image_embed, encodings, x_T, args.guidance_scale, args.guidance_interval, **settings
+        )
         digits = judge.reader.read(decoded)["digit"]
         fraction = (digits == judge.test_digits[: len(digits)]).float().mean().item()
         meaning = "on what test images' embeddings decode to"

@@ -15,6 +15,7 @@ from utils.samples import SeededNoise
 DEFAULT_SAMPLING = {
     "prior_guidance_scale": 1.0,
     "guidance_scale": 2.0,
+    "guidance_interval": (0.0, 1.0),
     "sampling_steps": 20,
     "sampler": "ddim",
 }
@@ -33,6 +34,13 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
         "--guidance_scale",
         type=bounded(float, 0, 100),
         help="how much the decoder exaggerates embedding and caption; 1: not at all",
+    )
+    parser.add_argument(
+        "--guidance_interval",
+        type=bounded(float, 0, 1),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the part of the timesteps, 0 clean and 1 noise, in which there is guidance",
     )
     parser.add_argument(
         "--prior_guidance_scale",
@@ -92,6 +100,7 @@ class Pipeline:
         seeds: list[int],
         prior_guidance_scale: float,
         guidance_scale: float,
+        guidance_interval: tuple[float, float],
         sampling_steps: int,
         sampler: str,
     ) -> Tensor:
@@ -103,7 +112,9 @@ class Pipeline:
             settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": randn}
             image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, **settings)
             x_T = randn((len(image_embed), *self.image_shape)).to(self.device)
-            return decode_image_embed(self.decoder, image_embed, text_encodings, x_T, guidance_scale, **settings)
+            return decode_image_embed(
+                self.decoder, image_embed, text_encodings, x_T, guidance_scale, guidance_interval, **settings
+            )
 
         return map_in_parts(draw_part, prompts, seeds, batch_size=128)
 

@@ -224,15 +224,25 @@ class Judge:
         """Of images (B, C, H, H) in [0, 1] to the test images, in the scorer's features."""
         return frechet_distance(map_in_parts(self.scorer.features, images), self.features_of_test)
 
+    def closeness(self, images: Tensor, prompts: list[str]) -> tuple[float, float]:
+        """The Fréchet distance of images (B, C, H, H) drawn for prompts to the test images; and their diversity, that of the
+        test images being 1."""
+        features = map_in_parts(self.scorer.features, images)
+        of_real = diversity(self.features_of_test.cpu(), self.test_digits.cpu())
+        ratio = diversity(features.cpu(), all_asked_for(prompts)["digit"]) / of_real
+        return frechet_distance(features, self.features_of_test), ratio
+
+    def right(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Whether each thing that a prompt may ask for is in its image (B, C, H, H), or was not asked for: (B,) bool each."""
+        read = self.reader.read(images)
+        asked = {kind: places.to(images.device) for kind, places in all_asked_for(prompts).items()}
+        return {kind: (read[kind] == asked[kind]) | (asked[kind] < 0) for kind in read}
+
     def sample_rows(self, name: str, samples: Samples) -> list[Row]:
         """How right, how close to real images, how varied and how new the samples are."""
         rows = self.right_rows(name, samples) if self.reader else []
         if self.reader:
-            digits = all_asked_for(samples.prompts)["digit"]
-            features = map_in_parts(self.scorer.features, samples.images)
-            distance = frechet_distance(features, self.features_of_test)
-            of_real = diversity(self.features_of_test.cpu(), self.test_digits.cpu())
-            ratio = diversity(features.cpu(), digits) / of_real
+            distance, ratio = self.closeness(samples.images, samples.prompts)
             rows += [
                 Row(f"{name}, Fréchet distance", distance, f"{distance:.1f}", "to the test images"),
                 Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"),
@@ -245,13 +255,11 @@ class Judge:
         rows, images = [], samples.images.split([len(prompts) for prompts in samples.groups.values()])
         in_color = self.source.dataset == "colored_mnist"
         for (group, prompts), drawn in zip(samples.groups.items(), images):
-            read = self.reader.read(drawn)
-            asked = {kind: places.to(drawn.device) for kind, places in all_asked_for(prompts).items()}
-            right = {kind: (read[kind] == asked[kind]) | (asked[kind] < 0) for kind in read}
+            right = self.right(drawn, prompts)
             if not in_color:
                 rows.append(fraction_row(f"{name}, prompt accuracy", right["digit"]))
                 continue
-            stroke_asked = asked["stroke"] >= 0
+            stroke_asked = all_asked_for(prompts)["stroke"].to(drawn.device) >= 0
             rows += [
                 fraction_row(f"{name}, {group}, digit", right["digit"]),
                 fraction_row(f"{name}, {group}, ink", right["ink"]),

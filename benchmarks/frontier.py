@@ -1,0 +1,143 @@
+"""Draw a lesson's accuracy against its Fréchet distance, for many ways of drawing samples: guidance, temperature, filters, and
+candidates among which CLIP chooses. Writes frontier.csv and frontier.png.
+
+Candidates are drawn plainly, once; of the first 1, 4, 16 ... of each sample the one nearest to its prompt is taken.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSON = "lesson_17" if "lesson_17" in sys.argv[1:2] else "lesson_08"  # both have modules of the same names
+sys.path[:0] = [str(ROOT), str(ROOT / LESSON)]
+
+import torch
+from lesson_17.frozen_clip import FrozenCLIP
+from torch import Tensor
+from utils.cli import ArgumentParser, bounded, start
+from utils.data import add_data_flags, data_source, load_images
+from utils.machine import get_device
+from utils.samples import nearest_candidates
+from utils.scoring import Judge, wilson_interval
+from utils.tables import read_rows, write_rows
+
+if LESSON == "lesson_08":
+    from generate_mnist import Pipeline, add_model_flags
+
+    PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
+    SETTINGS = {
+        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)],
+        "temperature": [{"temperature": value} for value in (0.9, 0.8, 0.7)],
+        "top_p": [{"top_p": value} for value in (0.98, 0.95, 0.9, 0.8)],
+        "guidance_scale, top_p 0.95": [{"guidance_scale": s, "top_p": 0.95} for s in (1.1, 1.25, 1.5, 2.0)],
+        "guidance_scale, top_p 0.98": [{"guidance_scale": s, "top_p": 0.98} for s in (1.1, 1.25, 1.5)],
+    }
+    CANDIDATES = [1, 2, 4, 8, 16, 32, 64]
+else:
+    from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+
+    PLAIN = {**DEFAULT_SAMPLING, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
+    SETTINGS = {
+        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 2.0, 3.0)],
+        "guidance_scale, t up to 0.8 T": [
+            {"guidance_scale": scale, "guidance_interval": (0.0, 0.8)} for scale in (1.5, 2.0, 3.0, 4.0)
+        ],
+        "guidance_scale, t up to 0.6 T": [
+            {"guidance_scale": scale, "guidance_interval": (0.0, 0.6)} for scale in (1.5, 2.0, 3.0, 4.0)
+        ],
+        "sampling_steps": [{"sampling_steps": steps} for steps in (10, 40, 80)],
+    }
+    CANDIDATES = [1, 2, 4, 8, 16]
+
+
+def main() -> None:
+    args = parse_args()
+    device = get_device()
+    pipeline, clip = load_models(args, device)
+    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    judge = Judge(source, train_set, test_set, args.output_dir)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    file = args.output_dir / f"frontier_{LESSON}.csv"
+    file.unlink(missing_ok=True)
+
+    def draw(prompts: list[str], seeds: list[int], **sampling) -> Tensor:
+        return pipeline.draw(prompts, seeds, **{**PLAIN, **sampling})
+
+    def add(family: str, label: str, images: Tensor, prompts: list[str]) -> None:
+        right = torch.stack(list(judge.right(images, prompts).values())).all(dim=0)
+        low, high = wilson_interval(int(right.sum()), len(right))
+        distance, ratio = judge.closeness(images, prompts)
+        row = {"family": family, "setting": label, "accuracy": right.float().mean().item(), "low": low, "high": high}
+        row |= {"frechet_distance": distance, "diversity": ratio, "samples": len(images)}
+        write_rows(file, [row], append=True)
+        print(
+            f"{family} {label}: {row['accuracy']:.1%} [{low:.1%}, {high:.1%}], Fréchet {distance:.1f}, {ratio:.2f}",
+            flush=True,
+        )
+
+    for family, settings in SETTINGS.items() if args.settings else ():
+        for sampling in settings:
+            samples = judge.draw(lambda prompts, seeds: draw(prompts, seeds, **sampling), args.num_samples)  # noqa: B023
+            add(family, f"{next(iter(sampling.values())):g}", samples.images, samples.prompts)
+    if args.candidates > 1:
+        add_candidates(judge, clip, draw, add, args)
+    plot(file, args.output_dir / f"frontier_{LESSON}.png")
+
+
+def load_models(args, device):
+    """The pipeline of the lesson, and the CLIP that chooses."""
+    if LESSON == "lesson_08":
+        pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+        return pipeline, FrozenCLIP.load(None, args.clip_checkpoint, device) if args.candidates > 1 else None
+    pipeline = Pipeline.load(args, device)
+    return pipeline, pipeline.clip
+
+
+def add_candidates(judge: Judge, clip: FrozenCLIP, draw, add, args) -> None:
+    """The best of the first few of `args.candidates` candidates."""
+    clip_scores, drawn = [], []
+    count = max(1, args.num_samples // 5)  # of each caption: they cost so many times more
+    samples = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), count)
+    for first in range(args.candidates):
+        seeds = [first + args.candidates * i for i in range(len(samples.prompts))]
+        drawn.append(draw(samples.prompts, seeds))
+        clip_scores.append(clip.similarity(drawn[-1], samples.prompts))
+    images, scores = torch.stack(drawn, dim=1), torch.stack(clip_scores, dim=1)  # (B, candidates, ...)
+    for number in [n for n in CANDIDATES if n <= args.candidates]:
+        kept = nearest_candidates(scores[:, :number].flatten(), number, 1)
+        add("candidates", str(number), images[:, :number].flatten(0, 1)[kept], samples.prompts)
+
+
+def plot(file: Path, path: Path) -> None:
+    """Each family as a line, its settings written beside its points."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    axes, rows = figure.subplots(), read_rows(file)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        of_family = [row for row in rows if row["family"] == family]
+        x, y = ([float(row[name]) for row in of_family] for name in ("frechet_distance", "accuracy"))
+        axes.plot(x, y, "o-", label=family)
+        for row, left, height in zip(of_family, x, y):
+            axes.annotate(row["setting"], (left, height), fontsize=7, textcoords="offset points", xytext=(4, -8))
+    axes.set(xlabel="Fréchet distance to the test images (lower is closer)", ylabel="prompt accuracy")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path)
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("lesson", choices=["lesson_08", "lesson_17"])
+    parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="of each caption or pair")
+    parser.add_argument("--candidates", type=bounded(int, 1, 512), default=16, help="at most; 1 leaves them out")
+    parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 leaves the other settings out")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
+    if LESSON == "lesson_08":
+        parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip)")
+    add_model_flags(parser)
+    add_data_flags(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    start(main)
