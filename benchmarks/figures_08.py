@@ -48,9 +48,9 @@ def relaxation(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> N
         dvae = load_model(checkpoint, DiscreteVAE, DVAEConfig).to(images.device)
         tau = tau_schedule(step / checkpoint["training"]["num_training_steps"])
         torch.manual_seed(0)
-        q = F.gumbel_softmax(dvae.encoder(map_pixels(images)), tau=tau, dim=1)
-        z = torch.einsum("bkhw,kd->bdhw", q, dvae.codebook.weight)
-        soft = unmap_pixels(dvae.decoder(z).chunk(2, dim=1)[0].sigmoid())
+        weights = F.gumbel_softmax(dvae.encoder(map_pixels(images)), tau=tau, dim=1)
+        mixture = torch.einsum("bkhw,kd->bdhw", weights, dvae.codebook.weight)
+        soft = unmap_pixels(dvae.decoder(mixture).chunk(2, dim=1)[0].sigmoid())
         for name, decoded in ((f"tau {tau:.2f}, soft", soft), ("hard", dvae.decode(dvae.encode(images)))):
             mse = (decoded - images).square().mean()
             rows[f"step {step}, {name}: MSE {mse:.4f}"] = decoded[:NUM_IMAGES]

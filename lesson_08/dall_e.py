@@ -6,9 +6,10 @@ To draw is to write the caption and let the model go on:
     position   0       1 ... T       T+1 ... T+N
     token      start   the caption   the image's tokens, row by row
 
-Ours departs from the paper twice. Captions are dropped now and then in training, so that sampling can be guided
-(classifier-free guidance, arXiv 2207.12598, came after the paper). And a few of the image tokens that the model reads in
-training are wrong, while those it predicts are right: when it draws, an unlucky token does not derail the rest.
+Ours departs from the paper in three ways. Captions are dropped now and then in training, so that sampling can be guided
+(classifier-free guidance, arXiv 2207.12598, came after the paper). A few of the image tokens that the model reads in
+training are wrong, while those it predicts are right, so that an unlucky token does not derail the rest of a drawing. And
+the paper has a second start token between caption and image, where ours predicts the image from the caption's last place.
 
 B batch, T text tokens, N image tokens in a W x W grid, S = T + N positions that predict a token, V text vocabulary,
 K image vocabulary, D width.
@@ -77,7 +78,6 @@ DALL_E_PRESETS = {
         num_layers=64,
         num_heads=62,
         conv_kernel_size=11,
-        dropout=0.1,
         caption_dropout=0.0,
         token_corruption=0.0,
     ),

@@ -72,7 +72,8 @@ DVAE_PRESETS = {
 
 
 class ResBlock(nn.Module):
-    """Bottleneck block: 1/4 of the channels inside, ReLU first, a small gain on the residual path (appendix A.1)."""
+    """Bottleneck block (appendix A.1). Width, order and gain are those of the released code's encoder: a quarter of the
+    channels inside, ReLU first, the 1x1 convolution last. (In its decoder the 1x1 comes first.)"""
 
     def __init__(self, in_channels: int, out_channels: int, gain: float):
         super().__init__()
@@ -145,9 +146,9 @@ class DiscreteVAE(nn.Module):
         """
         x = map_pixels(images)
         logits = self.encoder(x).float()  # (B, K, h, w)
-        q = F.gumbel_softmax(logits, tau=tau, dim=1)  # nearly one-hot when tau is small
-        z = torch.einsum("bkhw,kd->bdhw", q, self.codebook.weight)
-        mu, log_b = self.decoder(z).float().chunk(2, dim=1)  # (B, C, H, H) each
+        weights = F.gumbel_softmax(logits, tau=tau, dim=1)  # nearly one-hot when tau is small
+        mixture = torch.einsum("bkhw,kd->bdhw", weights, self.codebook.weight)
+        mu, log_b = self.decoder(mixture).float().chunk(2, dim=1)  # (B, C, H, H) each
         nll = logit_laplace_nll(x, mu, log_b).mean()
         kl = kl_to_uniform(logits).mean()
         # The paper sums the KL over the tokens and the likelihood over the pixel values, then divides both by the
@@ -164,8 +165,8 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, image_tokens: Tensor) -> Tensor:
         """Image tokens (B, h*w) to images (B, C, H, H) in [0, 1], the median that the decoder predicts."""
-        z = rearrange(self.codebook(image_tokens), "b (h w) d -> b d h w", h=self.config.grid_size)
-        mu, _ = self.decoder(z).chunk(2, dim=1)
+        codes = rearrange(self.codebook(image_tokens), "b (h w) d -> b d h w", h=self.config.grid_size)
+        mu, _ = self.decoder(codes).chunk(2, dim=1)
         return unmap_pixels(torch.sigmoid(mu))
 
 

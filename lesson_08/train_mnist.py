@@ -40,7 +40,7 @@ TRAINING = {
         warmup_steps=5000,
         weight_decay=4.5e-2,
         max_grad_norm=4.0,
-        ema_decay=0.99,
+        ema_decay=0.9996,  # 0.99, applied once in 25 steps
         save_every=10_000,
         sample_every=10_000,
     ),
