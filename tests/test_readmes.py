@@ -17,7 +17,12 @@ from scripts import ROOT
 
 from utils.cli import ArgumentParser
 
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("lesson_*/README.md"))]
+READMES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "utils/README.md",
+    *sorted(ROOT.glob("lesson_*/README.md")),
+]
 LESSONS = sorted(ROOT.glob("lesson_*"))
 MODELS = {
     "dvae": DVAE_PRESETS,
@@ -42,7 +47,7 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_and_anchors_resolve(readme):
     text = readme.read_text()
     links = re.findall(r"\]\(([^)\s]+)\)", without_blocks(text))
@@ -74,7 +79,7 @@ def commands(readme):
 @pytest.mark.parametrize(
     "readme, command",
     [(readme, command) for readme in READMES for command in commands(readme)],
-    ids=lambda value: value if isinstance(value, str) else value.parent.name,
+    ids=lambda value: value if isinstance(value, str) else str(value.relative_to(ROOT)),
 )
 def test_commands_parse(readme, command, monkeypatch):
     script, *arguments = shlex.split(command)
