@@ -37,7 +37,7 @@ class CLIPConfig:
     image_heads: int = 2
     text_vocab_size: int = 1024  # at most, for a training
     pad_id: int = 0  # the tokenizer's; the first one behind a caption is the end of the text
-    text_seq_len: int = 7  # T, with the end of text; 77 in OpenAI's CLIP
+    text_seq_len: int = 7  # T, with the end of text; 76 in the CLIP paper
     text_width: int = 64
     text_layers: int = 2
     text_heads: int = 2
@@ -79,7 +79,7 @@ CLIP_PRESETS = {
         image_layers=32,
         image_heads=16,
         text_vocab_size=49408,
-        text_seq_len=256,
+        text_seq_len=76,
         text_width=1024,
         text_layers=24,
         text_heads=16,

@@ -44,7 +44,7 @@ class DecoderConfig:
     caption_dropout: float = 0.5  # fraction of captions dropped
     num_timesteps: int = 1000
     schedule: str = "cosine"
-    prediction: str = "v"  # eps in the paper; v learns faster, and its x_0 does not blow up where t is large
+    prediction: str = "v"  # eps in the paper; the x_0 that follows from v does not blow up where t is large
 
     def __post_init__(self):
         for f in fields(self):
