@@ -1,7 +1,7 @@
 """Draw a lesson's accuracy against its Fréchet distance, for many ways of drawing samples: guidance, temperature, filters, and
-candidates among which CLIP chooses. Writes frontier.csv and frontier.png.
+candidates among which CLIP chooses. Writes frontier_LESSON.csv, frontier_LESSON.png and candidates_LESSON.png.
 
-Candidates are drawn plainly, once; of the first 1, 4, 16 ... of each sample the one nearest to its prompt is taken.
+Candidates are drawn plainly, once; of the first 1, 2, 4 ... of each sample the one nearest to its prompt is taken.
 """
 
 import sys
@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.cli import ArgumentParser, bounded, start
 from utils.data import add_data_flags, data_source, load_images
 from utils.machine import get_device
+from utils.plots import save_grid
 from utils.samples import nearest_candidates
 from utils.scoring import Judge, wilson_interval
 from utils.tables import read_rows, write_rows
@@ -32,7 +33,6 @@ if LESSON == "lesson_08":
         "guidance_scale, top_p 0.95": [{"guidance_scale": s, "top_p": 0.95} for s in (1.1, 1.25, 1.5, 2.0)],
         "guidance_scale, top_p 0.98": [{"guidance_scale": s, "top_p": 0.98} for s in (1.1, 1.25, 1.5)],
     }
-    CANDIDATES = [1, 2, 4, 8, 16, 32, 64]
 else:
     from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
@@ -47,7 +47,9 @@ else:
         ],
         "sampling_steps": [{"sampling_steps": steps} for steps in (10, 40, 80)],
     }
-    CANDIDATES = [1, 2, 4, 8, 16]
+
+CANDIDATES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+NUM_SHOWN = 10  # prompts in the picture of candidates
 
 
 def main() -> None:
@@ -103,9 +105,15 @@ def add_candidates(judge: Judge, clip: FrozenCLIP, draw, add, args) -> None:
         drawn.append(draw(samples.prompts, seeds))
         clip_scores.append(clip.similarity(drawn[-1], samples.prompts))
     images, scores = torch.stack(drawn, dim=1), torch.stack(clip_scores, dim=1)  # (B, candidates, ...)
-    for number in [n for n in CANDIDATES if n <= args.candidates]:
+    numbers, shown = [number for number in CANDIDATES if number <= args.candidates], []
+    for number in numbers:
         kept = nearest_candidates(scores[:, :number].flatten(), number, 1)
-        add("candidates", str(number), images[:, :number].flatten(0, 1)[kept], samples.prompts)
+        best = images[:, :number].flatten(0, 1)[kept]
+        add("candidates", str(number), best, samples.prompts)
+        shown.append(best[:: len(best) // NUM_SHOWN][:NUM_SHOWN])
+    captions = [f"{prompt}: {number}" for prompt in samples.prompts[:: len(best) // NUM_SHOWN] for number in numbers]
+    cells = torch.stack(shown, dim=1).flatten(0, 1)
+    save_grid(cells, args.output_dir / f"candidates_{LESSON}.png", len(numbers), captions[: len(cells)])
 
 
 def plot(file: Path, path: Path) -> None:
