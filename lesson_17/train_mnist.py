@@ -28,7 +28,7 @@ STAGES = {
     "prior": (PRIOR_PRESETS, train_prior.TRAINING),
     "decoder": (DECODER_PRESETS, train_decoder.TRAINING),
 }
-FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id", "extra_channels"}
+FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
 TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
 
