@@ -70,7 +70,7 @@ FAILURES = {
         "lesson_17",
         ["python train_mnist.py --stage prior", "python generate_mnist.py --prompts two seven --num_samples 10"],
         DRAWN_17,
-        [("train_mnist.py", "prior.fit_scale(image_embed)", "pass")],
+        [("train_prior.py", "prior.fit_scale(image_embed)", "pass")],
     ),
     "wrong_null": Failure(
         "lesson_17",

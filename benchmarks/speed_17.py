@@ -13,9 +13,10 @@ from clip import CLIP
 from diffusion_decoder import Decoder, decode_image_embed
 from diffusion_prior import DiffusionPrior, draw_image_embed
 from frozen_clip import sizes_from_clip
+from optimizers import make_optimizers
 from timing import describe_machine, peak_memory, seconds, step_ms
 from torch import Tensor
-from train_mnist import STAGES, make_optimizers
+from train_mnist import STAGES
 from utils.cli import ArgumentParser, default_preset, positive_int, start
 from utils.machine import get_device
 from utils.training import build_model
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def diffusion_loss(network: DiffusionPrior | Decoder, x_0: Tensor, *conditions: Tensor) -> Tensor:
-    """DDPM, algorithm 1, as in train_mnist.py."""
+    """DDPM, algorithm 1, as in train_prior.py and train_decoder.py."""
     t = torch.randint(1, network.diffusion.num_timesteps + 1, (len(x_0),), device=x_0.device)
     eps = torch.randn_like(x_0)
     predicted = network(network.diffusion.q_sample(x_0, t, eps), t, *conditions)

@@ -1,7 +1,7 @@
 """The diffusion decoder: a CLIP image embedding -> an image that has it (DALL·E 2, arXiv 2204.06125, section 2.1).
 
-GLIDE's U-Net (arXiv 2112.10741, after ADM, arXiv 2105.05233), which is told the image embedding in two ways: added to
-the timestep embedding, and as four extra tokens beside the caption's in the context that attention reads.
+GLIDE's U-Net (unet.py), which is told the image embedding in two ways: added to the timestep embedding, and as four extra
+tokens beside the caption's in the context that attention reads.
 
 Ours departs from the paper in that the caption's tokens come encoded by CLIP, not by a text transformer of the decoder's
 own, and that the network does not predict the variance.
@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from einops import rearrange
 from torch import Tensor, nn
+from unet import UNet, check_unet, init_unet_weights
 
 NUM_IMAGE_TOKENS = 4  # section 2.1
 
@@ -31,7 +31,6 @@ class DecoderConfig:
 
     image_size: int = 28  # H
     image_channels: int = 1  # C
-    extra_channels: int = 0  # of x_t's input, say a low-resolution image's for an up-sampler
     clip_embed_dim: int = 64  # E
     clip_text_width: int = 64  # of CLIP's token encodings
     clip_text_seq_len: int = 7  # T
@@ -49,21 +48,17 @@ class DecoderConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type is int and not (f.name != "extra_channels") <= value < 10**9:
+            if f.type is int and not 1 <= value < 10**9:
                 raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
             if f.type is float and not 0 <= value <= 1:
                 raise ValueError(f"{f.name} {value} is not in [0, 1].")
-        if min(self.width_multipliers) < 1 or self.num_blocks > 100:
-            raise ValueError("width_multipliers are 1 or more, and num_blocks 100 or less.")
-        if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
-            raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
+        check_unet(self.image_size, self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
-        halvings = len(self.width_multipliers) - 1
-        if self.image_size % 2**halvings:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of {2**halvings}.")
+        if self.num_attention_levels > len(self.width_multipliers):
+            raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
         attending = self.width_multipliers[-self.num_attention_levels :]
-        if self.width % 2 or any(self.width * multiplier % self.head_dim for multiplier in attending):
-            raise ValueError(f"width {self.width} is odd or does not divide into heads of {self.head_dim}.")
+        if any(self.width * multiplier % self.head_dim for multiplier in attending):
+            raise ValueError(f"width {self.width} does not divide into heads of {self.head_dim}.")
 
 
 DECODER_PRESETS = {
@@ -85,66 +80,6 @@ DECODER_PRESETS = {
 }
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(1, channels)  # 32 groups in ADM; one is ten times as fast on a CPU
-
-
-class ResBlock(nn.Module):
-    """Two convolutions; the time embedding scales and shifts what goes into the second."""
-
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int):
-        super().__init__()
-        self.norm_1 = norm(in_channels)
-        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.to_scale_and_shift = nn.Linear(time_dim, 2 * out_channels)
-        self.norm_2 = norm(out_channels)
-        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        scale, shift = self.to_scale_and_shift(F.silu(time))[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_2(F.silu(self.norm_2(h) * (1 + scale) + shift))
-        return self.skip(x) + h
-
-
-class Attention(nn.Module):
-    """Every position attends to all positions and to the context (GLIDE, section 4.1: both in one softmax)."""
-
-    def __init__(self, channels: int, context_dim: int, head_dim: int):
-        super().__init__()
-        self.head_dim = head_dim
-        self.norm = norm(channels)
-        self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.context_to_kv = nn.Linear(context_dim, 2 * channels)
-        self.to_out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        height = x.shape[2]
-        positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = self.to_qkv(positions).chunk(3, dim=-1)
-        context_k, context_v = self.context_to_kv(context).chunk(2, dim=-1)
-        k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
-        q, k, v = (rearrange(y, "b s (n d) -> b n s d", d=self.head_dim) for y in (q, k, v))
-        weights = ((q / math.sqrt(self.head_dim)) @ k.transpose(-1, -2)).softmax(dim=-1)
-        out = rearrange(weights.to(v.dtype) @ v, "b n s d -> b s (n d)")
-        return x + rearrange(self.to_out(out), "b (h w) c -> b c h w", h=height)
-
-
-class Layer(nn.Module):
-    """A residual block, and attention after it on the levels that have it."""
-
-    def __init__(self, c: DecoderConfig, in_channels: int, out_channels: int, attends: bool, halves: bool = False):
-        super().__init__()
-        self.pool = nn.AvgPool2d(2) if halves else nn.Identity()
-        self.block = ResBlock(in_channels, out_channels, 4 * c.width)
-        self.attention = Attention(out_channels, 4 * c.width, c.head_dim) if attends else None
-
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        x = self.block(self.pool(x), time)
-        return x if self.attention is None else self.attention(x, context)
-
-
 class Decoder(nn.Module):
     """The U-Net: from x_t, t, the image embedding and the caption to what diffusion.py wants predicted."""
 
@@ -161,35 +96,22 @@ class Decoder(nn.Module):
         # What stands in for a dropped image embedding and a dropped caption.
         self.null_image_embed = nn.Parameter(torch.empty(c.clip_embed_dim))
         self.null_caption = nn.Parameter(torch.empty(c.clip_text_seq_len, c.clip_text_width))
-
-        widths = [c.width * multiplier for multiplier in c.width_multipliers]
-        attends = [level >= len(widths) - c.num_attention_levels for level in range(len(widths))]
-        self.stem = nn.Conv2d(c.image_channels + c.extra_channels, c.width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips = [(c.width, widths[0], attends[0])]  # channels of each skip, and what its layer on the way up is to be
-        channels = c.width
-        for level, width in enumerate(widths):
-            for block in range(c.num_blocks):
-                self.down.append(Layer(c, channels, width, attends[level], halves=level > 0 and block == 0))
-                channels = width
-                skips.append((channels, width, attends[level]))
-        self.middle = nn.ModuleList([Layer(c, channels, channels, True), Layer(c, channels, channels, False)])
-        for skip_channels, width, attends_too in reversed(skips):
-            self.up.append(Layer(c, channels + skip_channels, width, attends_too))
-            channels = width
-        self.norm = norm(channels)
-        self.to_out = nn.Conv2d(channels, c.image_channels, 3, padding=1)
+        self.unet = UNet(
+            c.image_channels,
+            c.image_channels,
+            dim,
+            c.width,
+            c.width_multipliers,
+            c.num_blocks,
+            c.num_attention_levels,
+            c.head_dim,
+        )
         self.apply(self.init_weights)
 
     def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted: each residual path, and so
-        the whole, adds nothing when training starts."""
-        if isinstance(module, ResBlock):
-            zero(module.conv_2)
-        if isinstance(module, Attention):
-            zero(module.to_out)
+        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
+        init_unet_weights(module)
         if module is self:
-            zero(self.to_out)
             nn.init.normal_(self.null_image_embed, std=self.config.clip_embed_dim**-0.5)  # of length 1, about
             nn.init.normal_(self.null_caption)
 
@@ -201,25 +123,14 @@ class Decoder(nn.Module):
         text_encodings: Tensor | None = None,
         conditional: bool = True,
     ) -> Tensor:
-        """Noised images (B, C + extra channels, H, H) at timesteps t (B,) to a prediction (B, C, H, H).
+        """Noised images (B, C, H, H) at timesteps t (B,) to a prediction (B, C, H, H).
 
         image_embed (B, E) of length 1 and text_encodings (B, T, text width) are CLIP's; without a caption the null
         caption takes its place. Where `conditional` is False, learned nulls take the places of both, and in training
         mode those of a fraction `image_dropout` of the embeddings and `caption_dropout` of the captions.
         """
         time, context = self.condition(t, image_embed, text_encodings, conditional)
-        h = self.stem(x_t)
-        skips = [h]
-        for layer in self.down:
-            h = layer(h, time, context)
-            skips.append(h)
-        for layer in self.middle:
-            h = layer(h, time, context)
-        for layer in self.up:
-            skip = skips.pop()
-            h = F.interpolate(h, size=skip.shape[2:])  # doubles it where a level ends
-            h = layer(torch.cat([h, skip], dim=1), time, context)
-        return self.to_out(F.silu(self.norm(h)))
+        return self.unet(x_t, time, context)
 
     def condition(
         self, t: Tensor, image_embed: Tensor, text_encodings: Tensor | None, conditional: bool
@@ -237,11 +148,6 @@ class Decoder(nn.Module):
         time = self.embed_time(timestep_encoding(t, c.width)) + self.image_to_time(image_embed)
         image_tokens = rearrange(self.image_to_tokens(image_embed), "b (n d) -> b n d", n=NUM_IMAGE_TOKENS)
         return time, torch.cat([image_tokens, self.encodings_to_tokens(text_encodings)], dim=1)
-
-
-def zero(module: nn.Conv2d | nn.Linear) -> None:
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()

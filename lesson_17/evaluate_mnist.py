@@ -13,7 +13,7 @@ from diffusion_decoder import decode_image_embed, to_x_0
 from frozen_clip import EncodedCaptions, zero_shot_accuracy
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
-from train_mnist import evaluate_prior
+from train_prior import evaluate as evaluate_prior
 from utils.cli import ArgumentParser, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.machine import get_device

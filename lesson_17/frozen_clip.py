@@ -120,7 +120,8 @@ def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
 
 def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: CaptionedImages) -> float:
     """The fraction of images, embedded as (N, E), whose nearest caption, embedded as (M, E), may be said of them."""
-    nearest = (image_embed @ text_embed.T).argmax(dim=1)
+    with torch.autocast(image_embed.device.type, enabled=False):  # bfloat16 cannot tell near captions apart
+        nearest = (image_embed @ text_embed.T).argmax(dim=1)
     return (images.caption_ids == nearest[:, None]).any(dim=1).float().mean().item()
 
 

@@ -2,7 +2,6 @@
 
 import math
 import runpy
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from diffusion_decoder import Decoder
 from diffusion_prior import DiffusionPrior
 from dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
 from frozen_clip import FrozenCLIP
+from optimizers import make_optimizers
 from scripts import ROOT, TINY, succeeds
 from stages import STAGES
 
@@ -156,13 +156,6 @@ def test_diffusion_sees_every_timestep_but_0_and_each_caption_with_its_image(
     assert torch.cat([eps.flatten() for _, _, eps, _ in seen]).std() == pytest.approx(1, abs=0.1)
 
 
-def optimizers_of(lesson, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / lesson), *sys.path])
-    for module in [m for m in sys.modules if m.endswith("_mnist")]:
-        monkeypatch.delitem(sys.modules, module)
-    return runpy.run_path(str(ROOT / lesson / "train_mnist.py"))["make_optimizers"]
-
-
 def assert_shared_out(model, optimizers, by_muon):
     """Muon trains the parameters of these names and AdamW all others, once each; decay is for what has two dimensions."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -179,16 +172,17 @@ def assert_shared_out(model, optimizers, by_muon):
 TRAINING = TrainingConfig(1, 1, 0.1, weight_decay=0.3)
 
 
-def test_muon_trains_the_matrices_of_dall_es_blocks_and_nothing_else(monkeypatch):
+def test_muon_trains_the_matrices_of_dall_es_blocks_and_nothing_else():
     model = DallE(DallEConfig(dim=16, num_layers=2))
     layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
     matrices = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
-    assert_shared_out(model, optimizers_of("lesson_08", monkeypatch)(model, TRAINING), matrices)
+    optimizers = runpy.run_path(str(ROOT / "lesson_08/train_mnist.py"))["make_optimizers"](model, TRAINING)
+    assert_shared_out(model, optimizers, matrices)
 
 
-def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else(monkeypatch):
+def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else():
     model = CLIP(CLIPConfig(image_width=16, image_layers=1, text_width=16, text_layers=1))
     layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
     matrices = [f"{encoder}_encoder.blocks.0.{layer}.weight" for encoder in ("image", "text") for layer in layers]
     blocks = [model.image_encoder.blocks, model.text_encoder.blocks]
-    assert_shared_out(model, optimizers_of("lesson_17", monkeypatch)(model, blocks, TRAINING), matrices)
+    assert_shared_out(model, make_optimizers(model, blocks, TRAINING), matrices)

@@ -151,20 +151,19 @@ def test_results_are_those_of_the_evaluation(lesson, report):
     assert {name: told.get(name) for name in measures} == {name: row["text"] for name, row in measures.items()}
 
 
-def training_presets():
-    """{kind: TrainingConfigs by preset}, of all five trainings."""
-    scripts = {
-        name: runpy.run_path(str(ROOT / name))["TRAINING"]
-        for name in ("lesson_08/train_dvae.py", "lesson_08/train_mnist.py", "lesson_17/train_mnist.py")
-    }
-    dvae, dall_e, others = scripts.values()
-    return {"dvae": dvae, "dall_e": dall_e, **others}
+TRAININGS = {
+    "dvae": "lesson_08/train_dvae.py",
+    "dall_e": "lesson_08/train_mnist.py",
+    "clip": "lesson_17/train_clip.py",
+    "prior": "lesson_17/train_prior.py",
+    "decoder": "lesson_17/train_decoder.py",
+}
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
 def test_numbers_are_those_of_the_presets(lesson):
     """Rows like | `dvae.codebook_size` | 8,192 | 256 | 256 | the reason |: the paper's, the cpu and the gpu preset."""
-    trainings = training_presets()
+    trainings = {kind: runpy.run_path(str(ROOT / file))["TRAINING"] for kind, file in TRAININGS.items()}
     rows = [row for row in table_rows((lesson / "README.md").read_text()) if re.fullmatch(r"`\w+\.\w+`", row[0])]
     assert len(rows) > 10
     for name, *told in [row[:4] for row in rows]:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from diffusion_decoder import DECODER_PRESETS, Attention, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
+from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
 from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
 from layout import assert_laid_out_and_filled
 from torch import nn
 from torch.nn import functional as F
+from unet import Attention
 
 CLIP_SIZES = {"clip_embed_dim": 8, "clip_text_width": 12, "clip_text_seq_len": 3}
 PRIOR = PriorConfig(**CLIP_SIZES, dim=32, num_layers=2)
@@ -175,7 +176,7 @@ def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
 
 
 def test_attention_to_positions_and_context_is_the_function_that_torch_computes():
-    ours, theirs = Attention(32, context_dim=32, head_dim=8), nn.MultiheadAttention(32, 4, batch_first=True)
+    ours, theirs = Attention(32, dim=32, head_dim=8), nn.MultiheadAttention(32, 4, batch_first=True)
     randomized(ours)
     # Torch's has one projection for all keys and values, so ours reads the context as it does the positions.
     ours.context_to_kv.weight.data = ours.to_qkv.weight.data[32:]
@@ -196,13 +197,6 @@ def test_levels_follow_the_image(size, channels, multipliers):
     )
     x_t = torch.randn(2, channels, size, size)
     assert Decoder(c)(x_t, torch.tensor([1, 2]), *conditions(2)).shape == x_t.shape
-
-
-def test_an_up_sampler_is_one_argument_away():
-    decoder = Decoder(DecoderConfig(**{**vars(DECODER), "extra_channels": 3}))
-    x_t, low_resolution = torch.randn(2, 2, 3, 32, 32)
-    out = decoder(torch.cat([x_t, low_resolution], dim=1), torch.tensor([1, 2]), *conditions(2))
-    assert out.shape == x_t.shape
 
 
 def test_an_image_that_cannot_be_halved_is_refused():
@@ -242,9 +236,7 @@ def test_fractions_out_of_range_are_refused(config, name):
             config(**{name: fraction})
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(extra_channels=-1), dict(width_multipliers=()), dict(num_attention_levels=4), dict(schedule="none")]
-)
+@pytest.mark.parametrize("wrong", [dict(width_multipliers=()), dict(num_attention_levels=4), dict(schedule="none")])
 def test_impossible_decoders_are_refused(wrong):
     with pytest.raises(ValueError):
         DecoderConfig(**wrong)

@@ -1,0 +1,157 @@
+"""The U-Net that the decoder and the up-samplers share: GLIDE's (arXiv 2112.10741), after ADM's (arXiv 2105.05233).
+
+Residual blocks and, on the lowest levels, attention; down to ever smaller images and up again, with skips from the one way
+to the other. It is told a time embedding, which every block reads, and a context, which attention reads. What these are made
+of, and what is predicted, is not its concern.
+
+B batch, C channels, H image height and width, S tokens of the context, D size of the time embedding and of the context.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(1, channels)  # 32 groups in ADM; one is ten times as fast on a CPU
+
+
+class ResBlock(nn.Module):
+    """Two convolutions; the time embedding scales and shifts what goes into the second."""
+
+    def __init__(self, in_channels: int, out_channels: int, dim: int):
+        super().__init__()
+        self.norm_1 = norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.to_scale_and_shift = nn.Linear(dim, 2 * out_channels)
+        self.norm_2 = norm(out_channels)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        scale, shift = self.to_scale_and_shift(F.silu(time))[:, :, None, None].chunk(2, dim=1)
+        h = self.conv_2(F.silu(self.norm_2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Every position attends to all positions and to the context (GLIDE, section 4.1: both in one softmax)."""
+
+    def __init__(self, channels: int, dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = norm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.context_to_kv = nn.Linear(dim, 2 * channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height = x.shape[2]
+        positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = self.to_qkv(positions).chunk(3, dim=-1)
+        context_k, context_v = self.context_to_kv(context).chunk(2, dim=-1)
+        k, v = torch.cat([context_k, k], dim=1), torch.cat([context_v, v], dim=1)
+        q, k, v = (rearrange(y, "b s (n d) -> b n s d", d=self.head_dim) for y in (q, k, v))
+        weights = ((q / math.sqrt(self.head_dim)) @ k.transpose(-1, -2)).softmax(dim=-1)
+        out = rearrange(weights.to(v.dtype) @ v, "b n s d -> b s (n d)")
+        return x + rearrange(self.to_out(out), "b (h w) c -> b c h w", h=height)
+
+
+class Layer(nn.Module):
+    """A residual block, and attention after it on the levels that have it, those with a head_dim."""
+
+    def __init__(self, in_channels: int, out_channels: int, dim: int, head_dim: int | None, halves: bool = False):
+        super().__init__()
+        self.pool = nn.AvgPool2d(2) if halves else nn.Identity()
+        self.block = ResBlock(in_channels, out_channels, dim)
+        self.attention = None if head_dim is None else Attention(out_channels, dim, head_dim)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        x = self.block(self.pool(x), time)
+        return x if self.attention is None else self.attention(x, context)
+
+
+class UNet(nn.Module):
+    """Images (B, in_channels, H, H) to images (B, out_channels, H, H).
+
+    dim: D. width_multipliers: one for each level, of the `width` channels. num_attention_levels: how many of the lowest
+    levels have attention, in heads of head_dim; with 0 of them there are convolutions only, and no context.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dim: int,
+        width: int,
+        width_multipliers: tuple[int, ...],
+        num_blocks: int,
+        num_attention_levels: int = 0,
+        head_dim: int | None = None,
+    ):
+        super().__init__()
+        widths = [width * multiplier for multiplier in width_multipliers]
+        head_dims = [None] * (len(widths) - num_attention_levels) + [head_dim] * num_attention_levels
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips = [(width, widths[0], head_dims[0])]  # channels of each skip, and what its layer on the way up is to be
+        channels = width
+        for level, (level_width, level_head_dim) in enumerate(zip(widths, head_dims)):
+            for block in range(num_blocks):
+                halves = level > 0 and block == 0
+                self.down.append(Layer(channels, level_width, dim, level_head_dim, halves))
+                channels = level_width
+                skips.append((channels, level_width, level_head_dim))
+        self.middle = nn.ModuleList(
+            [Layer(channels, channels, dim, head_dims[-1]), Layer(channels, channels, dim, None)]
+        )
+        for skip_channels, level_width, level_head_dim in reversed(skips):
+            self.up.append(Layer(channels + skip_channels, level_width, dim, level_head_dim))
+            channels = level_width
+        self.norm = norm(channels)
+        self.to_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, in_channels, H, H), told a time embedding (B, D) and a context (B, S, D)."""
+        h = self.stem(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, time, context)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, time, context)
+        for layer in self.up:
+            skip = skips.pop()
+            h = F.interpolate(h, size=skip.shape[2:])  # doubles it where a level ends
+            h = layer(torch.cat([h, skip], dim=1), time, context)
+        return self.to_out(F.silu(self.norm(h)))
+
+
+def init_unet_weights(module: nn.Module) -> None:
+    """The first weights of one of a U-Net's modules, where PyTorch's own are not wanted: each residual path, and so the
+    whole, adds nothing when training starts."""
+    if isinstance(module, ResBlock):
+        zero(module.conv_2)
+    if isinstance(module, Attention | UNet):
+        zero(module.to_out)
+
+
+def zero(module: nn.Conv2d | nn.Linear) -> None:
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+
+
+def check_unet(image_size: int, width: int, width_multipliers: tuple[int, ...], num_blocks: int) -> None:
+    """Raises ValueError if a UNet cannot be made of these, or the image cannot be halved once for each level but the
+    first."""
+    if min(width_multipliers) < 1 or num_blocks > 100:
+        raise ValueError("width_multipliers are 1 or more, and num_blocks 100 or less.")
+    halvings = len(width_multipliers) - 1
+    if image_size % 2**halvings:
+        raise ValueError(f"image_size {image_size} is not a multiple of {2**halvings}.")
+    if width % 2:
+        raise ValueError(f"width {width} is odd.")
