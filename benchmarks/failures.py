@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,7 @@ class Failure:
     commands: list[str]
     picture: str
     changes: list[tuple[str, str, str]] = field(default_factory=list)  # file, line, what takes its place
+    healthy: str = ""  # the command that draws the same with the healthy model, if that is shown beside the broken one
 
 
 PROMPTS = "--prompts zero one two three four five six seven eight nine 0 1 2 3 4 5 6 7 8 9"
@@ -38,6 +39,18 @@ FAILURES = {
         "lesson_08",
         ["python train_dvae.py --num_training_steps 550 --learning_rate 0.1 --output_dir output/broken"],
         "output/broken/sample-550.png",
+    ),
+    "kl_rises": Failure(
+        "lesson_08",
+        ["python train_dvae.py --dataset colored_mnist --num_training_steps 550 --output_dir output/broken"],
+        "output/broken/sample-550.png",
+        [
+            (
+                "dvae.py",
+                "return cosine(4.0, 1.0, progress / 0.33)",
+                "return cosine(0.0, 1.0, progress / 0.33)",
+            )
+        ],
     ),
     "kl_too_strong": Failure(
         "lesson_08",
@@ -54,12 +67,14 @@ FAILURES = {
         "lesson_08",
         [f"python generate_mnist.py {PROMPTS} --temperature 2 --top_p 1 --guidance_scale 1"],
         DRAWN_8,
+        healthy=f"python generate_mnist.py {PROMPTS}",
     ),
     "mismatched_null": Failure(
         "lesson_08",
         [f"python generate_mnist.py {PROMPTS} --guidance_scale 4"],
         DRAWN_8,
         [("dall_e.py", "self.null_caption.expand_as(text_tokens)", "torch.ones_like(text_tokens)")],
+        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4",
     ),
     "clip_stuck": Failure(
         "lesson_17",
@@ -71,6 +86,7 @@ FAILURES = {
         ["python train_mnist.py --stage prior", "python generate_mnist.py --prompts two seven --num_samples 10"],
         DRAWN_17,
         [("train_prior.py", "prior.fit_scale(image_embed)", "pass")],
+        healthy="python generate_mnist.py --prompts two seven --num_samples 10",
     ),
     "wrong_null": Failure(
         "lesson_17",
@@ -83,8 +99,14 @@ FAILURES = {
                 "drop_condition(image_embed, 0 * self.null_image_embed, image_dropout)",
             )
         ],
+        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4",
     ),
-    "too_few_steps": Failure("lesson_17", [f"python generate_mnist.py {PROMPTS} --sampling_steps 1"], DRAWN_17),
+    "too_few_steps": Failure(
+        "lesson_17",
+        [f"python generate_mnist.py {PROMPTS} --sampling_steps 1"],
+        DRAWN_17,
+        healthy=f"python generate_mnist.py {PROMPTS}",
+    ),
 }
 
 
@@ -92,11 +114,16 @@ def main() -> None:
     args = parse_args()
     for name in args.failures:
         failure = FAILURES[name]
-        with tempfile.TemporaryDirectory() as folder:
-            picture = break_and_run(failure, Path(folder), args)
-            figure = ROOT / failure.lesson / "figures" / f"failure_{name}.png"
-            shutil.copy(picture, figure)
-            print(f"{figure} is drawn.", flush=True)
+        draw(failure, f"failure_{name}.png", args)
+        if failure.healthy:
+            draw(replace(failure, commands=[failure.healthy], changes=[]), f"healthy_{name}.png", args)
+
+
+def draw(failure: Failure, name: str, args) -> None:
+    """Run a failure, and keep its picture among the lesson's figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(break_and_run(failure, Path(folder), args), ROOT / failure.lesson / "figures" / name)
+    print(f"{name} is drawn.", flush=True)
 
 
 def parse_args():

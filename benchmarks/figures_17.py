@@ -7,8 +7,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 
 import torch
-from diffusion import guided
+from diffusion import Diffusion, guided
 from diffusion_decoder import from_x_0, to_x_0
+from diffusion_prior import draw_image_embed
 from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
@@ -60,6 +61,19 @@ def embeddings(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> N
     figure.savefig(folder / "embeddings.png")
 
 
+def schedule(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
+    """How much of the image's variance is left at each timestep, by both schedules."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.6), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    for name in ("cosine", "linear"):
+        axes.plot(Diffusion(1000, name).sqrt_alphas_cumprod.square(), label=name)
+    axes.set(xlabel="t", ylabel="fraction of the variance")
+    axes.legend()
+    figure.savefig(folder / "schedule.png")
+
+
 def noise(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image on its way into the noise; and a sample on its way out, with the x_0 that is predicted on the way."""
     decoder, diffusion = pipeline.decoder, pipeline.decoder.diffusion
@@ -70,7 +84,7 @@ def noise(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     drowned = torch.cat([diffusion.q_sample(to_x_0(images), step[None], eps) for step in t])
 
     text_embed, text_encodings = pipeline.clip.encode_prompts(["seven"], pipeline.device)
-    image_embed = pipeline.clip.encode_images(test_set.subset(test_set.showing("7")[:1]))
+    image_embed = draw_image_embed(pipeline.prior, text_embed, text_encodings)
     x, predicted = [], []
     network = guided(decoder, DEFAULT_SAMPLING["guidance_scale"], image_embed, text_encodings)
 
@@ -116,7 +130,7 @@ def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
     return pipeline.draw(prompts, list(range(len(prompts))), **{**DEFAULT_SAMPLING, **sampling})
 
 
-FIGURES = {f.__name__: f for f in (embeddings, noise, guidance, steps)}
+FIGURES = {f.__name__: f for f in (embeddings, schedule, noise, guidance, steps)}
 
 if __name__ == "__main__":
     start(main)

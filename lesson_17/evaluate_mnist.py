@@ -81,12 +81,17 @@ def prior_rows(
     shown = sample_captions(held_out, 100)
     ids = torch.tensor([held_out.captions.index(caption) for caption in shown], device=pipeline.device)
     _, measured = evaluate_prior(pipeline.prior, ids, held_out, captions, image_embed)
-    own, to_images, to_caption = (
-        measured[name] for name in ("own_caption_nearest", "cosine_to_images", "cosine_to_caption")
-    )
+    names = ("own_caption_nearest", "cosine_to_images", "cosine_of_images", "cosine_to_caption")
+    own, to_images, of_images, to_caption = (measured[name] for name in names)
     return [
         Row("prior, own caption nearest", own, f"{own:.1%}", "or one that may be said of the same images"),
-        Row("prior, cosine to images", to_images, f"{to_images:.3f}", "their mean, of the caption's test images"),
+        Row(
+            "prior, cosine to images",
+            to_images,
+            f"{to_images:.3f}",
+            "of drawn embeddings, with the caption's test images",
+        ),
+        Row("prior, cosine of images", of_images, f"{of_images:.3f}", "of these test images with each other"),
         Row("prior, cosine to caption", to_caption, f"{to_caption:.3f}", "mean of drawn embeddings with their own"),
     ]
 

@@ -88,8 +88,8 @@ def evaluate(
     prior: DiffusionPrior, shown: Tensor, images: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """Where embeddings lie that are drawn for the captions `shown` (S,) of `images`, whose embeddings are (N, E), NUM_DRAWN
-    for each: their mean cosines with the mean embedding of the images of each of these captions, (S, S), and how near they
-    are to their own."""
+    for each: their mean cosines with the images of each of these captions, (S, S); how near they are to their own; and, to
+    compare, the mean cosine of these images with each other."""
     every_caption = torch.arange(len(images.captions), device=shown.device)
     holds = which_hold(every_caption, images.caption_ids).float()  # (N, M)
     means = holds[:, shown].T @ image_embed / holds[:, shown].sum(dim=0)[:, None]  # (S, E)
@@ -101,6 +101,7 @@ def evaluate(
         "own_caption_nearest": same[(drawn @ text_embed.T).argmax(dim=1), place].float().mean(),
         "cosine_to_caption": (drawn * text_embed[shown[place]]).sum(dim=1).mean(),
         "cosine_to_images": (drawn * means[place]).sum(dim=1).mean(),
+        "cosine_of_images": means.square().sum(dim=1).mean(),  # the mean of all products is that of the means
     }
     cosines = (drawn @ means.T).view(len(shown), NUM_DRAWN, -1).mean(dim=1)
     return cosines, {name: value.item() for name, value in measured.items()}
