@@ -34,7 +34,7 @@ class DVAEConfig:
     hidden_dim: int = 32  # channels at full resolution; they double with each down-sampling
     num_downsamples: int = 2  # one token stands for 4x4 pixels; for 8x8 in the paper
     num_blocks: int = 1  # residual blocks at each resolution
-    beta: float = 0.3  # weight of the KL term, equation (1); 6.6 in the paper
+    beta: float = 0.1  # weight of the KL term, equation (1); 6.6 in the paper
 
     def __post_init__(self):
         for f in fields(self):
@@ -210,13 +210,13 @@ def tau_schedule(progress: float) -> float:
 
 
 def kl_weight_schedule(progress: float) -> float:
-    """Multiple of beta at a fraction `progress` of the training: a cosine from 4 to 1 in the first third.
+    """Multiple of beta at a fraction `progress` of the training: a cosine from 12 to 1 in the first third.
 
     The paper's rises from 0 to 1 (appendix A.2). In a short training the encoder then learns within the first hundred steps
     to choose one code for everything, with certainty, since that is without the noise of the relaxation; and what is certain
     has no gradient left to change it. A high cost of certainty in the beginning prevents that.
     """
-    return cosine(4.0, 1.0, progress / 0.33)
+    return cosine(12.0, 1.0, progress / 0.33)
 
 
 def cosine(start: float, end: float, progress: float) -> float:
