@@ -98,13 +98,11 @@ def test_the_annealed_tau_is_the_tau_that_is_used(model):
         assert relaxed.call_args.kwargs["tau"] == tau_schedule(0.5)
 
 
-def test_the_kl_weight_falls_from_4_to_1_in_the_first_third():
+def test_the_kl_weight_falls_from_12_to_1_in_the_first_third():
     weights = [kl_weight_schedule(step / 300) for step in range(301)]
-    assert weights[0] == 4 and weights[100:] == [1.0] * 201
-    for step in range(100):
-        assert weights[step] == pytest.approx(
-            1 + 3 * math.cos(math.pi / 2 * step / 100) ** 2, abs=0.06
-        )  # half a cosine
+    assert weights[0] == 12 and weights[99:] == [1.0] * 202
+    for step in range(99):  # half a cosine
+        assert weights[step] == pytest.approx(1 + 11 * math.cos(math.pi / 2 * step / 99) ** 2, abs=1e-6)
     assert weights[95] > 1
 
 
