@@ -138,9 +138,9 @@ def sampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
         "top_k 5": {"top_k": 5},
         "top_p 0.95": {"top_p": 0.95},
         "guidance_scale 0": {"guidance_scale": 0.0},
+        "guidance_scale 1 to 2": {"guidance_scale": 2.0, "first_guidance_scale": 1.0},
         "guidance_scale 2": {"guidance_scale": 2.0},
         "guidance_scale 8": {"guidance_scale": 8.0},
-        "default": DEFAULT_SAMPLING,
     }
     seeds = list(range(len(prompts)))
     rows = {name: pipeline.draw(prompts, seeds, **{**PLAIN, **change}) for name, change in changes.items()}

@@ -260,6 +260,7 @@ class DallE(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         guidance_scale: float = 1.0,
+        first_guidance_scale: float | None = None,
         prefix: Tensor | None = None,
         u: Tensor | None = None,
     ) -> Tensor:
@@ -267,13 +268,16 @@ class DallE(nn.Module):
 
         temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
         top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
-        trained; more exaggerates what the caption changes. prefix (B, n): first image tokens to go on from, the
-        paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
+        trained; more exaggerates what the caption changes, and 0 ignores it. It grows evenly from first_guidance_scale, at
+        the first token, to guidance_scale, at the last; with None it is the same for all. prefix (B, n): first image tokens
+        to go on from, the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
         """
         num_images, num_tokens = len(text_tokens), self.config.image_seq_len
         u = torch.rand(num_images, num_tokens, device=text_tokens.device) if u is None else u
         image_tokens = text_tokens.new_empty(num_images, 0) if prefix is None else prefix
-        guided = guidance_scale != 1
+        first_scale = guidance_scale if first_guidance_scale is None else first_guidance_scale
+        scales = torch.linspace(first_scale, guidance_scale, num_tokens).tolist()
+        guided = scales.count(1.0) < num_tokens
         if guided:
             text_tokens = torch.cat([text_tokens, self.null_caption.expand_as(text_tokens)])
         caches = [KeyValueCache() for _ in self.blocks]
@@ -283,7 +287,7 @@ class DallE(nn.Module):
             logits = self.to_image_logits(self.transformer(x, caches, first)[:, -1]).float()  # (B or 2B, K)
             if guided:
                 conditional, unconditional = logits.chunk(2)
-                logits = unconditional + guidance_scale * (conditional - unconditional)
+                logits = unconditional + scales[image_tokens.shape[1]] * (conditional - unconditional)
             token = sample_token(logits, temperature, top_k, top_p, u[:, image_tokens.shape[1]])
             first += x.shape[1]
             x = self.embed_image(token[:, None].repeat(1 + guided, 1), first=image_tokens.shape[1])

@@ -21,7 +21,13 @@ from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import SeededNoise, add_sample_flags, choose_prompts, nearest_candidates, write_images
 
-DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance_scale": 2.0}
+DEFAULT_SAMPLING = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "guidance_scale": 2.0,
+    "first_guidance_scale": 1.0,
+}
 
 
 @dataclass
@@ -140,7 +146,12 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--guidance_scale",
         type=bounded(float, 0, 100),
-        help="how much the caption is exaggerated; 1: not at all",
+        help="how much the caption is exaggerated at the last token; 1: not at all",
+    )
+    parser.add_argument(
+        "--first_guidance_scale",
+        type=bounded(float, 0, 100),
+        help="the same at the first token; between the two it changes evenly",
     )
     parser.set_defaults(**DEFAULT_SAMPLING)
 

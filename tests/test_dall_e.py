@@ -173,6 +173,19 @@ def test_guidance_0_is_the_unconditional_model_and_1_the_conditional_one(model):
     assert not torch.equal(model.generate(text, guidance_scale=3.0, u=u), model.generate(text, u=u))
 
 
+def test_guidance_grows_from_the_first_token_to_the_last(model):
+    text, _ = batch(4)
+    u = torch.rand(4, model.config.image_seq_len)
+    plain, guided = model.generate(text, u=u), model.generate(text, guidance_scale=9.0, u=u)
+    grown = model.generate(text, guidance_scale=9.0, first_guidance_scale=1.0, u=u)
+    assert torch.equal(grown[:, 0], plain[:, 0]) and not torch.equal(grown, plain) and not torch.equal(grown, guided)
+    assert torch.equal(model.generate(text, guidance_scale=9.0, first_guidance_scale=9.0, u=u), guided)
+    # With all but the last token given, its scale alone is left.
+    given = {"prefix": plain[:, :-1], "u": u}
+    last = model.generate(text, guidance_scale=9.0, first_guidance_scale=1.0, **given)
+    assert torch.equal(last, model.generate(text, guidance_scale=9.0, **given))
+
+
 def test_greedy_sampling_takes_the_likeliest_token_at_each_place(model):
     text, _ = batch()
     image = model.generate(text, temperature=0.0)
