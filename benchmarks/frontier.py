@@ -38,14 +38,14 @@ if LESSON == "lesson_08":
 else:
     from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
-    PLAIN = {**DEFAULT_SAMPLING, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
+    PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0}
     SETTINGS = {
         "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 2.0, 3.0)],
-        "guidance_scale, t up to 0.8 T": [
-            {"guidance_scale": scale, "guidance_interval": (0.0, 0.8)} for scale in (1.5, 2.0, 3.0, 4.0)
+        "guidance_scale, t up to 0.7 T": [
+            {"guidance_scale": scale, "guidance_interval": (0.0, 0.7)} for scale in (1.5, 2.0, 3.0)
         ],
-        "guidance_scale, t up to 0.6 T": [
-            {"guidance_scale": scale, "guidance_interval": (0.0, 0.6)} for scale in (1.5, 2.0, 3.0, 4.0)
+        "guidance_scale, prior's 1.5": [
+            {"guidance_scale": scale, "prior_guidance_scale": 1.5} for scale in (1.0, 1.25, 1.5, 2.0)
         ],
         "sampling_steps": [{"sampling_steps": steps} for steps in (10, 40, 80)],
     }

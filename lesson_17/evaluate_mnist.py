@@ -35,7 +35,8 @@ def main() -> None:
     torch.manual_seed(0)
     image_embed = pipeline.clip.encode_images(test_set)
     samples = judge.draw(partial(pipeline.draw, **sampling), args.num_samples)
-    unguided = judge.draw(partial(pipeline.draw, **{**sampling, "guidance_scale": 1.0}), args.num_samples)
+    unguided = {**sampling, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
+    unguided_samples = judge.draw(partial(pipeline.draw, **unguided), args.num_samples)
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     captions = EncodedCaptions(pipeline.clip, held_out.captions, device)
     rows = [
@@ -44,7 +45,7 @@ def main() -> None:
         *decoder_rows(pipeline, judge, held_out, captions, image_embed[:NUM_HELD_OUT], args),
         *judge.real_rows(len(samples.images)),
         *judge.sample_rows("samples", samples),
-        *judge.sample_rows("unguided samples", unguided),
+        *judge.sample_rows("unguided samples", unguided_samples),
     ]
     write_report(args.output_dir, "dall_e_2", rows, samples, judge, pipeline.files, sampling)
 

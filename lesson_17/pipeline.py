@@ -13,8 +13,8 @@ from utils.data import map_in_parts
 from utils.samples import SeededNoise
 
 DEFAULT_SAMPLING = {
-    "prior_guidance_scale": 1.0,
-    "guidance_scale": 2.0,
+    "prior_guidance_scale": 1.5,
+    "guidance_scale": 1.5,
     "guidance_interval": (0.0, 1.0),
     "sampling_steps": 20,
     "sampler": "ddim",
