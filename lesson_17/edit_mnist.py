@@ -37,6 +37,12 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
+    if pipeline.upsamplers:
+        size = pipeline.decoder.config.image_size
+        raise UserError(
+            f"The decoder draws {size}x{size} pixels, and what up-samplers add has no x_T of an image to come back from; edit "
+            f"with a decoder of the data's size, trained without --decoder_image_size."
+        )
     known = Prompts.of_checkpoint(pipeline.data)
     train_set, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     args.prompts = known.check(
