@@ -142,7 +142,7 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
     """Break a copy of the repository in `root`, run the commands there, and return the picture."""
     for folder in ("lesson_08", "lesson_17", "utils"):  # lesson 17 takes its tokenizer from lesson 8
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
-    for kind in ("dvae", "dall_e", "clip", "prior", "decoder"):
+    for kind in ("dvae", "dall_e", "clip", "prior", "decoder", "upsampler_28"):
         newest = newest_checkpoint(ROOT / "output" / kind, kind)
         if newest is not None:
             (root / "output" / kind).mkdir(parents=True)

@@ -7,9 +7,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
 
 import torch
+import torch.nn.functional as F
 from diffusion import Diffusion, guided
 from diffusion_decoder import from_x_0, to_x_0
 from diffusion_prior import draw_image_embed
+from diffusion_upsampler import shrink
 from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
@@ -78,7 +80,7 @@ def noise(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image on its way into the noise; and a sample on its way out, with the x_0 that is predicted on the way."""
     decoder, diffusion = pipeline.decoder, pipeline.decoder.diffusion
     torch.manual_seed(0)
-    images = test_set.images(slice(1))
+    images = shrink(test_set.images(slice(1)), decoder.config.image_size)
     eps = torch.randn_like(images)
     t = torch.linspace(0, diffusion.num_timesteps, NUM_COLUMNS, device=images.device).round().long()
     drowned = torch.cat([diffusion.q_sample(to_x_0(images), step[None], eps) for step in t])
@@ -130,7 +132,24 @@ def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
     return pipeline.draw(prompts, list(range(len(prompts))), **{**DEFAULT_SAMPLING, **sampling})
 
 
-FIGURES = {f.__name__: f for f in (embeddings, schedule, noise, guidance, steps)}
+def upsampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
+    """Test images made as small as the decoder's, then enlarged by hand and by the up-samplers, above the real ones."""
+    if not pipeline.upsamplers:
+        return print("upsampling is left out: the decoder's images have the data's size, and there are no up-samplers.")
+    torch.manual_seed(0)
+    real = test_set.of_different_captions(NUM_COLUMNS - 1).images()
+    size, (_, _, height, width) = pipeline.decoder.config.image_size, real.shape
+    small = shrink(real, size)
+    rows = {
+        f"{size}x{size}": F.interpolate(small, size=(height, width)),
+        "enlarged by hand (bicubic)": F.interpolate(small, size=(height, width), mode="bicubic"),
+        "up-sampled": pipeline.upsample(small, num_steps=DEFAULT_SAMPLING["sampling_steps"]),
+        f"real, {height}x{width}": real,
+    }
+    save_rows(rows, folder / "upsampling.png")
+
+
+FIGURES = {f.__name__: f for f in (embeddings, schedule, noise, guidance, steps, upsampling)}
 
 if __name__ == "__main__":
     start(main)

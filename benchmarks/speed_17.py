@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from clip import CLIP
 from diffusion_decoder import Decoder, decode_image_embed
 from diffusion_prior import DiffusionPrior, draw_image_embed
+from diffusion_upsampler import Upsampler
 from frozen_clip import sizes_from_clip
 from optimizers import make_optimizers
 from timing import describe_machine, peak_memory, seconds, step_ms
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=["cpu", "gpu"], default=default_preset(), help="whose sizes are measured")
     parser.add_argument("--num_images", type=positive_int, default=64, help="drawn at once")
     parser.add_argument("--sampling_steps", type=positive_int, nargs="+", default=[5, 20, 50], help="of both models")
-    parser.add_argument("--image_sizes", type=positive_int, nargs="+", default=[28, 56], help="multiples of 4")
+    parser.add_argument("--image_sizes", type=positive_int, nargs="+", default=[28, 56], help="in pixels")
     args = parser.parse_args()
     device = get_device()
     configs, trainings = ({stage: pair[i][args.preset] for stage, pair in STAGES.items()} for i in (0, 1))
@@ -68,6 +69,13 @@ def main() -> None:
     ms = step_ms(optimizers, training, lambda: diffusion_loss(decoder, x_0, image_embed, encodings), device)
     print(f"decoder {ms:7.1f} ms a step of {training.batch_size}")
 
+    training = trainings["upsampler"]
+    upsampler = build_model(Upsampler, configs["upsampler"], training)
+    x_0, small = (torch.rand(training.batch_size, 1, size, size, device=device) for size in (28, 14))
+    optimizers = make_optimizers(upsampler, [], training)
+    ms = step_ms(optimizers, training, lambda: diffusion_loss(upsampler, x_0, small), device)
+    print(f"up-sampler, 14 to 28 {ms:7.1f} ms a step of {training.batch_size}")
+
     print("\nimage size   sampling steps   images/s, prior and decoder, guided")
     text_embed, encodings = conditions(args.num_images)
     prior.eval()
@@ -84,8 +92,8 @@ def main() -> None:
     print(f"\n{peak_memory(device)}")
 
 
-def diffusion_loss(network: DiffusionPrior | Decoder, x_0: Tensor, *conditions: Tensor) -> Tensor:
-    """DDPM, algorithm 1, as in train_prior.py and train_decoder.py."""
+def diffusion_loss(network: DiffusionPrior | Decoder | Upsampler, x_0: Tensor, *conditions: Tensor) -> Tensor:
+    """DDPM, algorithm 1, as in training."""
     t = torch.randint(1, network.diffusion.num_timesteps + 1, (len(x_0),), device=x_0.device)
     eps = torch.randn_like(x_0)
     predicted = network(network.diffusion.q_sample(x_0, t, eps), t, *conditions)

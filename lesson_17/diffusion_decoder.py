@@ -25,8 +25,7 @@ NUM_IMAGE_TOKENS = 4  # section 2.1
 class DecoderConfig:
     """Sizes of the U-Net; the defaults are the `cpu` preset.
 
-    Raises ValueError if a number is out of range, the image cannot be halved once for each level but the first, or the
-    heads do not divide the width of a level with attention.
+    Raises ValueError if a number is out of range, or the heads do not divide the width of a level with attention.
     """
 
     image_size: int = 28  # H
@@ -52,7 +51,7 @@ class DecoderConfig:
                 raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
             if f.type is float and not 0 <= value <= 1:
                 raise ValueError(f"{f.name} {value} is not in [0, 1].")
-        check_unet(self.image_size, self.width, self.width_multipliers, self.num_blocks)
+        check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         if self.num_attention_levels > len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")

@@ -43,6 +43,12 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
+    if pipeline.upsamplers:
+        size = pipeline.decoder.config.image_size
+        raise UserError(
+            f"The decoder draws {size}x{size} pixels, and what up-samplers add has no x_T of an image to come back from; edit "
+            f"with a decoder of the data's size, trained without --decoder_image_size."
+        )
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     if not args.prompts and source.is_digits:
         args.prompts = COLOR_PROMPTS if source.image_channels == 3 else DIGIT_PROMPTS

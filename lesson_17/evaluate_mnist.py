@@ -1,5 +1,5 @@
-"""Measure a trained DALL·E 2: CLIP, the prior, the decoder, and the pictures they draw together. Writes a table, as JSON
-and as a picture, to output/evaluation."""
+"""Measure a trained DALL·E 2: CLIP, the prior, the decoder, up-samplers if there are some, and the pictures they draw
+together. Writes a table, as JSON and as a picture, to output/evaluation."""
 
 import sys
 from functools import partial
@@ -10,17 +10,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from diffusion_decoder import decode_image_embed, to_x_0
+from diffusion_upsampler import shrink
 from frozen_clip import EncodedCaptions, zero_shot_accuracy
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
 from train_prior import evaluate as evaluate_prior
 from utils.cli import ArgumentParser, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images
+from utils.data import CaptionedImages, add_data_flags, data_source, load_images, map_in_parts
 from utils.machine import get_device
 from utils.samples import sample_captions
 from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 
-NUM_HELD_OUT = 1000  # test images that the decoder is measured on
+NUM_HELD_OUT = 1000  # test images that the decoder and the up-samplers are measured on
 NUM_RANGES = 5  # of timesteps
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         *clip_rows(pipeline, image_embed, test_set),
         *prior_rows(pipeline, held_out, captions, image_embed[:NUM_HELD_OUT]),
         *decoder_rows(pipeline, judge, held_out, captions, image_embed[:NUM_HELD_OUT], args),
+        *(upsampler_rows(pipeline, judge, held_out, args) if pipeline.upsamplers else []),
         *judge.real_rows(len(samples.images)),
         *judge.sample_rows("samples", samples),
         *judge.sample_rows("unguided samples", unguided_samples),
@@ -101,7 +103,7 @@ def decoder_rows(
     pipeline: Pipeline, judge: Judge, held_out: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor, args
 ) -> list[Row]:
     """The loss by timestep, and what real images' embeddings are decoded to."""
-    decoder, images = pipeline.decoder, held_out.images()
+    decoder, images = pipeline.decoder, shrink(held_out.images(), pipeline.decoder.config.image_size)
     _, encodings = captions[held_out.caption_ids[:, 0]]
 
     rows = []
@@ -120,11 +122,34 @@ def decoder_rows(
         decoded = decode_image_embed(
             decoder, image_embed, encodings, x_T, args.guidance_scale, args.guidance_interval, **settings
         )
-        digits = judge.reader.read(decoded)["digit"]
-        fraction = (digits == judge.test_digits[: len(digits)]).float().mean().item()
         meaning = "on what test images' embeddings decode to"
-        rows.append(Row("decoder, scorer's accuracy", fraction, f"{fraction:.1%}", meaning))
+        rows.append(read_row("decoder, scorer's accuracy", judge, pipeline.upsample(decoded, **settings), meaning))
     return rows
+
+
+def upsampler_rows(pipeline: Pipeline, judge: Judge, held_out: CaptionedImages, args) -> list[Row]:
+    """What comes back of test images that are made as small as those of the decoder."""
+    small = shrink(held_out.images(), pipeline.decoder.config.image_size)
+    draw = partial(pipeline.upsample, num_steps=args.sampling_steps, sampler=args.sampler)
+    images = map_in_parts(draw, small, batch_size=100)
+    kept = (shrink(images, small.shape[-1]) - small).square().mean().sqrt().item()
+    rows = [
+        Row("up-samplers, small image kept", kept, f"{kept:.3f}", "RMS distance of it to the large one, made small")
+    ]
+    if judge.reader:
+        distance = judge.frechet_distance(images)
+        rows += [
+            read_row("up-samplers, scorer's accuracy", judge, images, "on test images, made small and up-sampled"),
+            Row("up-samplers, Fréchet distance", distance, f"{distance:.1f}", "of these to the test images"),
+        ]
+    return rows
+
+
+def read_row(name: str, judge: Judge, images: Tensor, meaning: str) -> Row:
+    """How often the scorer reads the right digit in images (B, C, H, H) that stand for the first B test images."""
+    digits = judge.reader.read(images)["digit"]
+    fraction = (digits == judge.test_digits[: len(digits)]).float().mean().item()
+    return Row(name, fraction, f"{fraction:.1%}", meaning)
 
 
 def timestep_ranges(num_timesteps: int) -> list[tuple[int, int]]:

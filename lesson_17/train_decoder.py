@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed, to_x_0
+from diffusion_upsampler import shrink
 from frozen_clip import EncodedCaptions, FrozenCLIP
 from optimizers import make_optimizers
+from pipeline import doublings
 from torch import Tensor
 from utils.data import data_source, load_images
 from utils.machine import get_device, say
@@ -47,8 +49,9 @@ def train(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLI
     shown_captions = [shown.captions[i] for i in shown.caption_ids[:, 0]]
     _, shown_encodings = clip.encode_prompts(shown_captions, device)
 
-    sizes = {"image_size": source.image_size, "image_channels": source.image_channels}
-    config = with_sizes(config, **clip.sizes, **sizes)
+    image_size = args.decoder_image_size or source.image_size
+    doublings(image_size, source.image_size)  # refuses a size from which no up-samplers lead to the data's
+    config = with_sizes(config, **clip.sizes, image_size=image_size, image_channels=source.image_channels)
     decoder = build_model(Decoder, config, training)
     diffusion, optimizers = decoder.diffusion, make_optimizers(decoder, [], training)
     extra = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
@@ -56,7 +59,7 @@ def train(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLI
         for _, index in run.steps(len(train_set)):
             _, text_encodings = captions[train_set.draw_captions(index)]  # (B, T, D)
             # DDPM, algorithm 1
-            x_0 = to_x_0(train_set.images(index))  # (B, C, H, H) in [-1, 1]
+            x_0 = to_x_0(shrink(train_set.images(index), image_size))  # (B, C, H, H) in [-1, 1]
             t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
             eps = torch.randn_like(x_0)
             x_t = diffusion.q_sample(x_0, t, eps)
@@ -65,14 +68,15 @@ def train(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLI
             run.update(loss)
 
             if run.is_due(training.sample_every):
+                images, shown_images = (shrink(images.images(), image_size) for images in (held_out, shown))
                 with run.evaluation() as averaged:
-                    measured = evaluate(averaged, held_out.images(), held_out_embed, held_out_encodings)
-                    x_T = torch.randn_like(shown.images())
+                    measured = evaluate(averaged, images, held_out_embed, held_out_encodings)
+                    x_T = torch.randn_like(shown_images)
                     drawn = decode_image_embed(averaged, shown_embed, shown_encodings, x_T)
                 run.log_held_out(measured)
                 if run.is_main:
                     title = f"step {run.step}: test images above what their embeddings are decoded to"
-                    rows, path = torch.cat([shown.images(), drawn]), folder / f"sample-{run.step}.png"
+                    rows, path = torch.cat([shown_images, drawn]), folder / f"sample-{run.step}.png"
                     save_grid(rows, path, len(shown), 2 * shown_captions, title)
             if run.is_due(training.save_every):
                 run.save()

@@ -2,7 +2,7 @@
 
 Residual blocks and, on the lowest levels, attention; down to ever smaller images and up again, with skips from the one way
 to the other. It is told a time embedding, which every block reads, and a context, which attention reads. What these are made
-of, and what is predicted, is not its concern.
+of, and what is predicted, is not its concern. An image may have any size; half of 7 pixels are 4.
 
 B batch, C channels, H image height and width, S tokens of the context, D size of the time embedding and of the context.
 """
@@ -66,7 +66,7 @@ class Layer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dim: int, head_dim: int | None, halves: bool = False):
         super().__init__()
-        self.pool = nn.AvgPool2d(2) if halves else nn.Identity()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True) if halves else nn.Identity()
         self.block = ResBlock(in_channels, out_channels, dim)
         self.attention = None if head_dim is None else Attention(out_channels, dim, head_dim)
 
@@ -145,13 +145,9 @@ def zero(module: nn.Conv2d | nn.Linear) -> None:
     nn.init.zeros_(module.bias)
 
 
-def check_unet(image_size: int, width: int, width_multipliers: tuple[int, ...], num_blocks: int) -> None:
-    """Raises ValueError if a UNet cannot be made of these, or the image cannot be halved once for each level but the
-    first."""
+def check_unet(width: int, width_multipliers: tuple[int, ...], num_blocks: int) -> None:
+    """Raises ValueError if a UNet cannot be made of these."""
     if min(width_multipliers) < 1 or num_blocks > 100:
         raise ValueError("width_multipliers are 1 or more, and num_blocks 100 or less.")
-    halvings = len(width_multipliers) - 1
-    if image_size % 2**halvings:
-        raise ValueError(f"image_size {image_size} is not a multiple of {2**halvings}.")
     if width % 2:
         raise ValueError(f"width {width} is odd.")

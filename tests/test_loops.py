@@ -1,4 +1,4 @@
-"""What the loops of the five trainings hand to their models, step by step, and how their optimizers share the weights."""
+"""What the loops of the six trainings hand to their models, step by step, and how their optimizers share the weights."""
 
 import math
 import runpy
@@ -11,6 +11,7 @@ from dall_e import DallE, DallEConfig
 from diffusion import Diffusion
 from diffusion_decoder import Decoder
 from diffusion_prior import DiffusionPrior
+from diffusion_upsampler import Upsampler, corrupt, shrink
 from dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
 from frozen_clip import FrozenCLIP
 from optimizers import make_optimizers
@@ -121,24 +122,37 @@ def nearest_prompts(encodings, table):
     return [DIGIT_CAPTIONS[i] for i in distances.argmin(dim=1)]
 
 
-@pytest.mark.parametrize("name, model_class", [("prior", DiffusionPrior), ("decoder", Decoder)])
-def test_diffusion_sees_every_timestep_but_0_and_each_caption_with_its_image(
-    name, model_class, handed_over, train_set, earlier_stages, monkeypatch
-):
-    clean, q_sample = [], Diffusion.q_sample
+@pytest.fixture
+def noised(monkeypatch):
+    """What q_sample was given and what it gave in the steps of a training, as they are made: x_0, t, eps, x_t."""
+    steps, q_sample = [], Diffusion.q_sample
 
     def spy(self, x_0, t, eps):
         x_t = q_sample(self, x_0, t, eps)
-        clean.append((x_0, t, eps, x_t))
+        if len(x_0) == BATCH:  # held-out batches are larger
+            steps.append((x_0, t, eps, x_t))
         return x_t
 
     monkeypatch.setattr(Diffusion, "q_sample", spy)
+    return steps
+
+
+def assert_timesteps_and_noise(noised):
+    """Every timestep of three comes, but 0, and the noise is Gaussian."""
+    assert len(noised) == STEPS
+    assert set(torch.cat([t for _, t, _, _ in noised]).tolist()) == {1, 2, 3}
+    assert torch.cat([eps.flatten() for _, _, eps, _ in noised]).std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name, model_class", [("prior", DiffusionPrior), ("decoder", Decoder)])
+def test_diffusion_sees_every_timestep_but_0_and_each_caption_with_its_image(
+    name, model_class, handed_over, noised, train_set, earlier_stages
+):
     calls = handed_over(name, model_class, "--num_timesteps", 3)
+    assert_timesteps_and_noise(noised)
     clip = frozen_clip(earlier_stages)
     text_embed, encodings = clip.encode_prompts(DIGIT_CAPTIONS, "cpu")
-    seen = [drawn for drawn in clean if len(drawn[0]) == BATCH]  # held-out batches are larger
-    assert len(seen) == STEPS
-    for call, (x_0, t, _, x_t), (images, labels) in zip(calls, seen, batches(train_set)):
+    for call, (x_0, t, _, x_t), (images, labels) in zip(calls, noised, batches(train_set)):
         assert torch.equal(call[0], x_t) and torch.equal(call[1], t)
         prompts = nearest_prompts(call[3], encodings)
         assert_said_of(prompts, labels)
@@ -151,9 +165,31 @@ def test_diffusion_sees_every_timestep_but_0_and_each_caption_with_its_image(
             all_embed = clip.encode_images(train_set)
             scaled = (image_embed - all_embed.mean(dim=0)) / all_embed.std(dim=0)
             torch.testing.assert_close(x_0, scaled, rtol=1e-2, atol=1e-2)
-    drawn = torch.cat([t for _, t, _, _ in seen])
-    assert set(drawn.tolist()) == {1, 2, 3}
-    assert torch.cat([eps.flatten() for _, _, eps, _ in seen]).std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_decoder_of_smaller_images_learns_them(handed_over, noised, train_set):
+    handed_over("decoder", Decoder, "--decoder_image_size", 14)
+    for (x_0, _, _, _), (images, _) in zip(noised, batches(train_set)):
+        torch.testing.assert_close(x_0, 2 * shrink(images, 14) - 1)
+
+
+def test_the_up_sampler_sees_each_image_with_itself_made_small_blurred_and_noised(
+    handed_over, noised, train_set, monkeypatch
+):
+    given, made = [], []
+
+    def spy(small):
+        given.append(small)
+        made.append(corrupt(small))
+        return made[-1]
+
+    monkeypatch.setattr("train_upsampler.corrupt", spy)
+    calls = handed_over("upsampler_28", Upsampler, "--num_timesteps", 3)
+    assert_timesteps_and_noise(noised)
+    for i, (x_0, t, _, x_t), (images, _) in zip(range(STEPS), noised, batches(train_set)):
+        torch.testing.assert_close(x_0, 2 * images - 1)
+        torch.testing.assert_close(given[i], shrink(images, 14))
+        assert all(map(torch.equal, calls[i], (x_t, t, made[i])))
 
 
 def assert_shared_out(model, optimizers, by_muon):

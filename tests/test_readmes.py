@@ -12,6 +12,7 @@ from clip import CLIP_PRESETS
 from dall_e import DALL_E_PRESETS
 from diffusion_decoder import DECODER_PRESETS
 from diffusion_prior import PRIOR_PRESETS
+from diffusion_upsampler import UPSAMPLER_PRESETS
 from dvae import DVAE_PRESETS
 from scripts import ROOT
 
@@ -30,6 +31,7 @@ MODELS = {
     "clip": CLIP_PRESETS,
     "prior": PRIOR_PRESETS,
     "decoder": DECODER_PRESETS,
+    "upsampler": UPSAMPLER_PRESETS,
 }
 
 
@@ -157,6 +159,7 @@ TRAININGS = {
     "clip": "lesson_17/train_clip.py",
     "prior": "lesson_17/train_prior.py",
     "decoder": "lesson_17/train_decoder.py",
+    "upsampler": "lesson_17/train_upsampler.py",
 }
 
 

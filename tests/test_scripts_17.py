@@ -27,6 +27,21 @@ def models(trained, steps=2):
     return [part for kind in kinds for part in (f"--{kind}_checkpoint", trained / kind / f"{kind}-{steps}.pt")]
 
 
+@pytest.fixture(scope="module")
+def cascade(trained, tmp_path_factory):
+    """The same CLIP and prior, a decoder that draws 14x14 pixels, and an up-sampler to 28x28."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("cascade") / "run")
+    small = ("--decoder_image_size", 14, "--output_dir", folder)
+    trained_anew = succeeds("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, *small).stdout
+    assert "decoder-2.pt draws 28x28 pixels and not 14x14, so the decoder is trained anew" in trained_anew
+    assert trained_anew.count("is trained already") == 2
+    return folder
+
+
+def models_of_cascade(cascade):
+    return [*models(cascade), "--upsampler_checkpoint", cascade / "upsampler_28/upsampler_28-2.pt"]
+
+
 def test_all_stages_write_what_they_promise(trained):
     for stage in ("clip", "prior", "decoder"):
         names = files_of(trained / stage)
@@ -49,6 +64,19 @@ def test_finished_stages_are_skipped_and_a_new_clip_makes_the_others_new(trained
     assert renewed.stdout.count("is trained anew") == 2
 
 
+def test_an_up_sampler_is_skipped_when_it_is_finished_and_new_for_other_images(cascade, tmp_path):
+    folder = shutil.copytree(cascade, tmp_path / "run")
+    names = files_of(folder / "upsampler_28")
+    assert names == {"upsampler_28-2.pt", "sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+    again = ("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, "--decoder_image_size", 14, "--output_dir", folder)
+    skipped = succeeds(*again).stdout
+    assert skipped.count("is trained already") == 4 and "--stage upsampler trains it anew" in skipped
+    file = folder / "upsampler_28/upsampler_28-2.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    torch.save({**checkpoint, "data": {**checkpoint["data"], "dataset": "other"}}, file)
+    assert "learned from other images, so the upsampler is trained anew" in succeeds(*again).stdout
+
+
 def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
     put_untrained_scorer(tmp_path)
     result = succeeds(
@@ -65,8 +93,24 @@ def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
 def test_figures_are_drawn(trained, tmp_path):
     figures = ("benchmarks/figures_17.py", *models(trained), "--dataset", "mnist_5k", "--output_dir", tmp_path)
     succeeds(*figures, "embeddings", "noise")
+    assert "upsampling is left out" in succeeds(*figures, "upsampling").stdout
     assert {path.name for path in tmp_path.iterdir()} == {"embeddings.png", "noise.png"}
     refused(script(*figures, "nonsense"), "there is no figure nonsense")
+
+
+def test_a_cascade_draws_and_is_measured_and_shown_but_edits_nothing(cascade, tmp_path):
+    few = ("--dataset", "mnist_5k", "--output_dir", tmp_path)
+    put_untrained_scorer(tmp_path)
+    steps = ("--num_samples", 1, "--sampling_steps", 2)
+    succeeds("lesson_17/evaluate_mnist.py", *models_of_cascade(cascade), *steps, *few)
+    report = json.loads((tmp_path / "dall_e_2.json").read_text())
+    assert report["checkpoints"].keys() == {"clip", "prior", "decoder", "upsampler_28"}
+    measures = ("small image kept", "scorer's accuracy", "Fréchet distance")
+    assert report["measures"].keys() >= {f"up-samplers, {measure}" for measure in measures}
+    succeeds("benchmarks/figures_17.py", "noise", "upsampling", *models_of_cascade(cascade), *few)
+    assert (tmp_path / "upsampling.png").exists()
+    edit = ("lesson_17/edit_mnist.py", "variations", *models_of_cascade(cascade), "--dataset", "mnist_5k")
+    refused(script(*edit, "--output_dir", tmp_path), "trained without --decoder_image_size")
 
 
 def test_generating_writes_every_image_and_its_row(trained, tmp_path):
@@ -83,11 +127,14 @@ def test_generating_writes_every_image_and_its_row(trained, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_an_image_is_a_function_of_its_prompt_and_seed(trained, tmp_path, sampler):
-    sampling = ("lesson_17/generate_mnist.py", *models(trained), "--sampling_steps", 3, "--sampler", sampler)
+@pytest.mark.parametrize("up_sampled", [False, True])
+def test_an_image_is_a_function_of_its_prompt_and_seed(trained, cascade, tmp_path, sampler, up_sampled):
+    files = models_of_cascade(cascade) if up_sampled else models(trained)
+    sampling = ("lesson_17/generate_mnist.py", *files, "--sampling_steps", 3, "--sampler", sampler)
     succeeds(*sampling, "--prompts", "3", "7", "--seed", 7, "--output_dir", tmp_path / "both")
     succeeds(*sampling, "--prompts", "7", "--seed", 8, "--output_dir", tmp_path / "alone")
     both, alone = read_image(tmp_path / "both/0001-7.png").int(), read_image(tmp_path / "alone/0000-7.png").int()
+    assert both.shape == alone.shape == (1, 28, 28)
     assert (both - alone).abs().max() <= 1
 
 
@@ -179,6 +226,8 @@ TRAINING_MISTAKES = [
     (["--stage", "prior", "--ema_decay", 1.5], "ema_decay"),
     (["--stage", "decoder", "--width", 9], "odd"),
     (["--stage", "clip", "--clip_model", "any"], "takes the place"),
+    (["--stage", "upsampler", "--decoder_image_size", 10], "do not come to 28x28 by doubling"),
+    (["--stage", "upsampler", "--head_dim", 8], "no number of upsampler"),
 ]
 
 
