@@ -62,7 +62,7 @@ def main() -> None:
     judge = Judge(source, train_set, test_set, args.output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"frontier_{LESSON}.csv"
-    file.unlink(missing_ok=True)
+    write_rows(file, [] if args.settings else [row for row in read_rows(file) if row["family"] != "candidates"])
 
     def draw(prompts: list[str], seeds: list[int], **sampling) -> Tensor:
         return pipeline.draw(prompts, seeds, **{**PLAIN, **sampling})
@@ -100,8 +100,7 @@ def load_models(args, device):
 def add_candidates(judge: Judge, clip: FrozenCLIP, draw, add, args) -> None:
     """The best of the first few of `args.candidates` candidates."""
     clip_scores, drawn = [], []
-    count = max(1, args.num_samples // 5)  # of each caption: they cost so many times more
-    samples = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), count)
+    samples = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), args.num_samples)
     for first in range(args.candidates):
         seeds = [first + args.candidates * i for i in range(len(samples.prompts))]
         drawn.append(draw(samples.prompts, seeds))
@@ -140,7 +139,7 @@ def parse_args():
     parser.add_argument("lesson", choices=["lesson_08", "lesson_17"])
     parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="of each caption or pair")
     parser.add_argument("--candidates", type=bounded(int, 1, 512), default=16, help="at most; 1 leaves them out")
-    parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 leaves the other settings out")
+    parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 keeps the other settings' rows")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
     if LESSON == "lesson_08":
         parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip)")
