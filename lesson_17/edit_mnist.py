@@ -154,7 +154,7 @@ def components(pipeline: Pipeline, train_set: CaptionedImages, test_set: Caption
     numbers = [number for number in NUM_COMPONENTS if number <= len(mean)]
     random_x_T = SeededNoise([args.seed + i for i in range(len(x_T))]).randn(x_T.shape).to(x_T)
     cells, captions = [], []
-    for noise, name in ((x_T, "its x_T"), (random_x_T, "random x_T")):
+    for noise, name in ((x_T, "its x_T"), (random_x_T, "random")):
         row = [x_0]
         for number in numbers:
             cut = mean + (z_i - mean) @ directions[:number].T @ directions[:number]
