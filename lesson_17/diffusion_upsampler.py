@@ -28,7 +28,7 @@ NOISE_STD = 0.05  # of small images in [0, 1]; the paper's first up-sampler has 
 class UpsamplerConfig:
     """Sizes of the U-Net; the defaults are the `cpu` preset.
 
-    Raises ValueError if a number is out of range, or the small image is not the smaller one.
+    Raises ValueError if a number is out of range.
     """
 
     small_size: int = 14  # S
@@ -46,8 +46,6 @@ class UpsamplerConfig:
             value = getattr(self, f.name)
             if f.type is int and not 1 <= value < 10**9:
                 raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-        if self.small_size >= self.image_size:
-            raise ValueError(f"small_size {self.small_size} is not less than image_size {self.image_size}.")
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
 

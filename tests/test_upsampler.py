@@ -123,7 +123,6 @@ def test_up_samplers_are_found_and_where_one_is_missing_or_does_not_fit_a_senten
     "wrong",
     [
         *({name: 0} for name in ("small_size", "image_size", "image_channels", "width", "num_blocks", "num_timesteps")),
-        {"small_size": 28},
         {"width": 9},
         {"width_multipliers": ()},
         {"schedule": "none"},

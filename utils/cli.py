@@ -92,7 +92,7 @@ class TrainingParser(ArgumentParser):
 
     def __init__(self, description: str, stages: dict[str, tuple[dict, dict]], output_dir: Path, from_data: set[str]):
         super().__init__(description, add_help=False)  # --help waits until it is known whose defaults to show
-        self.stages = stages
+        self.stages, self.from_data = stages, from_data
         self.add_argument("-h", "--help", action="store_true", help="show this, with the defaults of the --preset")
         self.add_argument("--preset", choices=["cpu", "gpu", "paper"], default=default_preset(), help="sizes and steps")
         self.add_argument(
@@ -141,6 +141,8 @@ class TrainingParser(ArgumentParser):
         given = {name: getattr(args, name) for name in self.numbers if getattr(args, name) is not None}
         for name in given.keys() - taken:
             raise UserError(f"--{name} is no number of {' or '.join(stages)}; --help lists the flags.")
+        # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
+        given |= {name: value for name in self.from_data if (value := getattr(args, name, None)) is not None}
         try:
             return {
                 stage: [replace(c, **{f.name: given[f.name] for f in fields(c) if f.name in given}) for c in pair]
