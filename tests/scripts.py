@@ -8,6 +8,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -77,6 +78,41 @@ def called(path, arguments, cwd):
         os.chdir(before[2])
         torch.set_num_threads(1)
     return subprocess.CompletedProcess([str(path), *arguments], returncode, stdout.getvalue(), stderr.getvalue())
+
+
+class Forked:
+    """function(*arguments, **options) in a process that is forked from this one, to be used like a subprocess.Popen."""
+
+    def __init__(self, function, *arguments, **options):
+        self.written = [tempfile.TemporaryFile("w+") for _ in range(2)]
+
+        def run():
+            for number, file in enumerate(self.written, start=1):
+                os.dup2(file.fileno(), number)
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            function(*arguments, **options)
+
+        self.process = multiprocessing.get_context("fork").Process(target=run)
+        self.process.start()
+        self.pid, self.kill = self.process.pid, self.process.kill
+
+    def poll(self):
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def ended(self):
+        """What it wrote and its exit code, when it is over, as subprocess.run gives them."""
+        returncode = self.wait(120)
+        assert returncode is not None
+        for file in self.written:
+            file.seek(0)
+        return subprocess.CompletedProcess([], returncode, *(file.read() for file in self.written))
 
 
 def succeeds(*arguments, **kwargs):

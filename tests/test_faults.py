@@ -3,35 +3,24 @@
 import csv
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from line import fit_line
-from scripts import ROOT, TINY, refused, script, succeeds
+from scripts import TINY, Forked, refused, script, succeeds
 from stages import STAGES, folder_of
 
 from utils.checkpoints import load_checkpoint, newest_checkpoint
-from utils.cli import UserError
-
-
-def start(*command, **options):
-    command = [sys.executable, *map(str, command)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+from utils.cli import UserError, start
 
 
 def start_line(folder, **settings):
-    return start(ROOT / "tests/line.py", folder, *(f"{name}={value}" for name, value in settings.items()))
-
-
-def ended(process):
-    """The process when it is over, with what it wrote, as subprocess.run gives it."""
-    stdout, stderr = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    """fit_line in a process of its own, as a script runs it."""
+    return Forked(start, lambda: fit_line(folder, **settings))
 
 
 def ended_by(result, reason):
@@ -43,7 +32,7 @@ def ended_by(result, reason):
 def wait_for(condition, process):
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.ended().stderr
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -82,30 +71,30 @@ def test_a_run_killed_at_any_moments_ends_with_the_same_bits(tmp_path, seed):
     fit_line(whole, total=300, sample_every=100)
     rng = random.Random(seed)
     for _ in range(3):  # at most 50 steps each
-        process = start_line(killed, total=300, seconds=0.01, sample_every=100, resume=1)
+        process = start_line(killed, total=300, seconds=0.01, sample_every=100, resume=True)
         wait_for((killed / ".running").exists, process)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
-        process.communicate()
-    assert ended(start_line(killed, total=300, sample_every=100, resume=1)).returncode == 0
+        process.wait()
+    fit_line(killed, total=300, sample_every=100, resume=True)
     assert_same_run(killed, whole, "line", 300)
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint(whole_line, tmp_path):
-    program = """
-import os, signal, sys, torch
-from line import fit_line
-def half(checkpoint, file):
-    if checkpoint["step"] == 14:
-        file.write(b"half of a checkpoint")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(checkpoint, file)
-save, torch.save = torch.save, half
-fit_line(sys.argv[1], total=40)
-"""
-    process = ended(start("-c", program, tmp_path, cwd=ROOT / "tests"))
-    assert process.returncode == -signal.SIGKILL
+    save = torch.save
+
+    def half(checkpoint, file):
+        if checkpoint["step"] == 14:
+            file.write(b"half of a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(checkpoint, file)
+
+    def killed():
+        torch.save = half
+        fit_line(tmp_path, total=40)
+
+    assert Forked(killed).ended().returncode == -signal.SIGKILL
     assert not (tmp_path / "line-14.pt").exists() and list(tmp_path.glob(".*.tmp"))
     fit_line(tmp_path, total=40, resume=True)
     assert not list(tmp_path.glob(".*.tmp"))
@@ -115,18 +104,18 @@ fit_line(sys.argv[1], total=40)
 @pytest.mark.parametrize("kind", STAGES)
 def test_every_stage_survives_a_kill(kind, earlier_stages, tmp_path):
     def command(name):
-        steps = ("--num_training_steps", 24, "--save_every", 5, "--sample_every", 10, "--ema_decay", 0.9)
+        steps = ("--num_training_steps", 12, "--save_every", 4, "--sample_every", 9, "--ema_decay", 0.9)
         return [*STAGES[kind], *TINY, *steps, *earlier_stages.get(kind, []), "--output_dir", tmp_path / name]
 
     killed, whole = (folder_of(kind, tmp_path / name) for name in ("killed", "whole"))
     succeeds(*command("whole"))
-    process = start(ROOT / STAGES[kind][0], *command("killed")[1:])
-    wait_for((killed / f"{kind}-5.pt").exists, process)
+    process = Forked(script, *command("killed"))
+    wait_for((killed / f"{kind}-4.pt").exists, process)
     time.sleep(random.Random(kind).uniform(0, 0.3))
     process.kill()
-    process.communicate()
+    process.wait()
     succeeds(*command("killed"), "--resume")
-    assert_same_run(killed, whole, kind, 24)
+    assert_same_run(killed, whole, kind, 12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,7 +123,7 @@ def test_a_signal_stops_the_run_after_its_step_and_saves(number, whole_line, tmp
     process = start_line(tmp_path, total=40, seconds=0.05)
     wait_for((tmp_path / "line-7.pt").exists, process)
     process.send_signal(number)
-    result = ended(process)
+    result = process.ended()
     assert result.returncode == 128 + number and "--resume" in result.stdout and "Traceback" not in result.stderr
     stopped_at = load_checkpoint(newest_checkpoint(tmp_path, "line"), "line")["step"]
     assert 7 <= stopped_at < 40 and f"Stopped at step {stopped_at}" in result.stdout
@@ -150,16 +139,15 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert process.poll() is None  # in the middle of its first step
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 130
-    process.communicate()
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path):
     first = start_line(tmp_path, total=1000, seconds=0.1)
     wait_for((tmp_path / "metrics.csv").exists, first)
-    second = ended(start_line(tmp_path, total=2))
+    second = start_line(tmp_path, total=2).ended()
     refused(second, f"process {first.pid}")
     first.kill()
-    first.communicate()
+    first.wait()
     fit_line(tmp_path, total=2)
     assert not (tmp_path / ".running").exists()
 
@@ -167,21 +155,15 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path):
 def test_a_disk_that_is_full_leaves_the_earlier_checkpoints_whole(tmp_path):
     fit_line(tmp_path, total=7)
 
-    program = """
-import resource, sys
-from line import fit_line, start
-def limit(step, run):
-    if step == 10:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-start(lambda: fit_line(sys.argv[1], total=40, resume=True, at_step=limit))
-"""
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    # Coverage is off, as it would need the disk too.
-    result = ended(start("-c", program, tmp_path, cwd=ROOT / "tests", env=unmeasured))
-    ended_by(result, "line-7.pt")
+    def limit(step, run):
+        if step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    process = start_line(tmp_path, total=40, resume=True, at_step=limit)
+    ended_by(process.ended(), "line-7.pt")
     assert load_checkpoint(tmp_path / "line-7.pt", "line")["step"] == 7
     assert not list(tmp_path.glob(".*.tmp"))
-    assert ended(start_line(tmp_path, total=40, resume=1)).returncode == 0
+    fit_line(tmp_path, total=40, resume=True)
 
 
 def test_a_folder_that_vanishes(tmp_path):
@@ -190,7 +172,7 @@ def test_a_folder_that_vanishes(tmp_path):
     wait_for((folder / "line-7.pt").exists, process)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    ended_by(ended(process), "cannot be written")
+    ended_by(process.ended(), "cannot be written")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -72,8 +72,9 @@ def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: l
     axes.imshow(values.numpy(), aspect="auto", cmap="viridis")
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
-            light = value < (values.min() + values.max()) / 2
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if light else "black")
+            color = "white" if value < (values.min() + values.max()) / 2 else "black"
+            text = axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+            text.set_in_layout(False)  # measuring hundreds of them takes a second
     axes.set_xticks(range(len(columns)), columns, rotation=60, fontsize=8)
     axes.set_yticks(range(len(values)), rows if isinstance(rows, list) else [""] * len(values), fontsize=8)
     if not isinstance(rows, list):
