@@ -65,7 +65,7 @@ FAILURES = {
     ),
     "temperature_too_high": Failure(
         "lesson_08",
-        [f"python generate_mnist.py {PROMPTS} --temperature 2 --top_p 1 --guidance_scale 1"],
+        [f"python generate_mnist.py {PROMPTS} --temperature 2 --guidance_scale 1"],
         DRAWN_8,
         healthy=f"python generate_mnist.py {PROMPTS}",
     ),

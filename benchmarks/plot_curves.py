@@ -44,7 +44,7 @@ def plot_curves(names: list[str], runs: Path, expected: Path, folder: Path) -> N
             axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=label)
         axes.set_title(f"{name}, loss", fontsize=9)
         axes.set_xlabel("step")
-        losses = torch.tensor([row["loss"] for row in expectation or yours])
+        losses = torch.tensor([row["loss"] for row in [*expectation, *yours]])
         low, high = losses.quantile(torch.tensor([0.0, 0.95])).tolist()  # the first steps would hide the others
         axes.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
         axes.legend(fontsize=8)

@@ -152,7 +152,7 @@ class DiscreteVAE(nn.Module):
         nll = logit_laplace_nll(x, mu, log_b).mean()
         kl = kl_to_uniform(logits).mean()
         # The paper sums the KL over the tokens and the likelihood over the pixel values, then divides both by the
-        # number of pixel values; with means over each instead, their ratio stays behind.
+        # number of pixel values; here each is a mean, so the ratio of their counts remains as a factor.
         tokens_per_value = self.config.grid_size**2 / images[0].numel()
         loss = nll + kl_weight * self.config.beta * tokens_per_value * kl
         return loss, {"nll": nll, "kl": kl, **codebook_use(logits.argmax(dim=1), self.config.codebook_size)}

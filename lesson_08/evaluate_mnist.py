@@ -15,14 +15,15 @@ from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_samp
 from torch import Tensor
 from utils.cli import ArgumentParser, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import get_device
+from utils.machine import Threads, get_device
 from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 
 
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    Threads(0)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
     judge = Judge(source, train_set, test_set, args.output_dir)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}

@@ -13,10 +13,10 @@ from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
+from utils.checkpoints import PRETRAINED, PRETRAINED_HELP, find_checkpoints, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
 from utils.data import add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import get_device
+from utils.machine import Threads, get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import SeededNoise, add_sample_flags, choose_prompts, nearest_candidates, write_images
@@ -41,16 +41,21 @@ class Pipeline:
     data: dict  # what the transformer's says of the data that it learned from
 
     @classmethod
-    def load(cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device) -> "Pipeline":
-        """From checkpoint files, the newest ones for None. Raises UserError if there are none, or they do not match."""
-        dvae_file = find_checkpoint(dvae_checkpoint, "dvae")
-        dall_e_file = find_checkpoint(dall_e_checkpoint, "dall_e")
+    def load(
+        cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device, pretrained: str | None = None
+    ) -> "Pipeline":
+        """From checkpoint files, the newest ones for None; or the weights that come along for the data set `pretrained`.
+
+        Raises UserError if there are none, or they do not match.
+        """
+        given = {"dvae": dvae_checkpoint, "dall_e": dall_e_checkpoint}
+        dvae_file, dall_e_file = find_checkpoints(given, ROOT / "lesson_08/pretrained", pretrained).values()
         if dvae_file is None or dall_e_file is None:
             raise UserError("There is no trained model yet; run python train_dvae.py, and then python train_mnist.py.")
         checkpoint = load_checkpoint(dall_e_file, "dall_e")
         dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
         source = checkpoint["sources"].get("dvae", {})
-        if fingerprint(dvae) != source.get("fingerprint"):
+        if fingerprint(dvae.state_dict()) != source.get("fingerprint"):
             trained_on = source.get("file")
             raise UserError(
                 f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}."
@@ -77,9 +82,10 @@ class Pipeline:
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    Threads(0)
     if args.candidates:
-        clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, device)
+        clip = load_clip(args, device)
         clip.check_data(pipeline.data)
     prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
@@ -131,6 +137,16 @@ def parse_args():
 def add_model_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
     parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
+    parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
+
+
+def load_clip(args, device) -> FrozenCLIP:
+    """The CLIP that chooses among candidates. Raises UserError if there is none."""
+    file = None
+    if not args.clip_model:
+        pretrained = None if args.clip_checkpoint else args.pretrained
+        file = find_checkpoints({"clip": args.clip_checkpoint}, ROOT / "lesson_17/pretrained", pretrained)["clip"]
+    return FrozenCLIP.load(args.clip_model, file, device)
 
 
 def add_sampling_flags(parser: ArgumentParser) -> None:

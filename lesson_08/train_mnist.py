@@ -87,7 +87,7 @@ def main() -> None:
 
     dall_e = build_model(DallE, config, training)
     optimizers = make_optimizers(dall_e, training)
-    learned_from = {"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae)}}
+    learned_from = {"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae.state_dict())}}
     extra = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json(), "sources": learned_from}
     with Run("dall_e", dall_e, optimizers, training, args.output_dir, args.resume, **extra) as run:
         for _, index in run.steps(len(train_set)):

@@ -28,7 +28,7 @@ from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, seed_number, shortened, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images
-from utils.machine import get_device
+from utils.machine import Threads, get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import SeededNoise, sample_captions
@@ -43,6 +43,7 @@ NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
+    Threads(0)
     if pipeline.upsamplers:
         size = pipeline.decoder.config.image_size
         raise UserError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from train_prior import evaluate as evaluate_prior
 from utils.cli import ArgumentParser, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import get_device
+from utils.machine import Threads, get_device
 from utils.samples import sample_captions
 from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 
@@ -29,6 +29,7 @@ def main() -> None:
     args = parse_args()
     device = get_device()
     pipeline = Pipeline.load(args, device)
+    Threads(0)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
     judge = Judge(source, train_set, test_set, args.output_dir)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}

@@ -44,7 +44,9 @@ class FrozenCLIP:
                 raise UserError(
                     f"transformers finds no CLIP named {clip_model}; give the name of one on its hub, or a folder."
                 ) from error
-            return cls(model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model)})
+            return cls(
+                model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model.state_dict())}
+            )
         file = find_checkpoint(clip_checkpoint, "clip", folder)
         if file is None:
             raise UserError(
@@ -52,7 +54,7 @@ class FrozenCLIP:
             )
         checkpoint = load_checkpoint(file, "clip")
         model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
-        source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model)}
+        source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model.state_dict())}
         return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"])
 
     @property

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from utils.cli import ROOT, ArgumentParser, start
-from utils.machine import get_device
+from utils.machine import Threads, get_device
 from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import add_sample_flags, choose_prompts, nearest_candidates, write_images
@@ -16,6 +16,7 @@ from utils.samples import add_sample_flags, choose_prompts, nearest_candidates, 
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
+    Threads(0)
     prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})

@@ -11,11 +11,19 @@ from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
 from diffusion_upsampler import Upsampler, UpsamplerConfig, upsample
 from frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.checkpoints import find_checkpoint, load_checkpoint, load_model
-from utils.cli import ArgumentParser, UserError, bounded
+from utils.checkpoints import (
+    PRETRAINED,
+    PRETRAINED_HELP,
+    find_checkpoint,
+    find_checkpoints,
+    load_checkpoint,
+    load_model,
+)
+from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import map_in_parts
 from utils.samples import SeededNoise
 
+PRETRAINED_FOLDER = ROOT / "lesson_17/pretrained"
 DEFAULT_SAMPLING = {
     "prior_guidance_scale": 1.5,
     "guidance_scale": 1.5,
@@ -38,6 +46,7 @@ def add_model_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
     )
+    parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
 
 
 def add_sampling_flags(parser: ArgumentParser) -> None:
@@ -85,12 +94,15 @@ class Pipeline:
 
         Raises UserError if there are none, or they do not belong together.
         """
-        prior_file = find_checkpoint(args.prior_checkpoint, "prior")
-        decoder_file = find_checkpoint(args.decoder_checkpoint, "decoder")
+        given = {"prior": args.prior_checkpoint, "decoder": args.decoder_checkpoint}
+        prior_file, decoder_file = find_checkpoints(given, PRETRAINED_FOLDER, args.pretrained).values()
         if prior_file is None or decoder_file is None:
             raise UserError("There is no trained prior and decoder yet; run train_mnist.py first.")
         prior, decoder = load_checkpoint(prior_file, "prior"), load_checkpoint(decoder_file, "decoder")
-        clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], args.clip_checkpoint, device)
+        clip_file = args.clip_checkpoint
+        if PRETRAINED_FOLDER in prior_file.parents:
+            clip_file = prior_file.with_name("clip.safetensors")
+        clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], clip_file, device)
         for file, checkpoint in ((prior_file, prior), (decoder_file, decoder)):
             source = checkpoint["sources"]["clip"]
             if source["fingerprint"] != clip.source["fingerprint"]:

@@ -211,6 +211,7 @@ def four_cores(monkeypatch):
     now = {"wall": 0.0, "all": 0.0, "own": 0.0}
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(utils.machine.psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(Threads, "started", (0.0, 0.0, 0.0))
     monkeypatch.setattr(Threads, "clocks", staticmethod(lambda: (now["wall"], now["all"], now["own"])))
     monkeypatch.setattr(time, "sleep", lambda seconds: now.update(wall=now["wall"] + seconds))
     monkeypatch.setattr(time, "monotonic", lambda: now["wall"])

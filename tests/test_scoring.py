@@ -1,5 +1,7 @@
 """What is measured with the scorer has the known answers: real digits, wrong prompts, no variety, copies."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from scripts import ROOT
@@ -146,3 +148,31 @@ def test_a_table_in_color_counts_each_thing_that_was_asked(digits, scorer, monke
     assert 0.3 < rows["samples, seen, stroke"] < 0.7
     assert rows["samples, never seen, digit and ink"] == 0
     assert rows["samples, never seen, digit"] == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "colored_mnist"])
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_the_weights_that_come_along_draw_what_is_asked_for(lesson, dataset, digits, scorer, monkeypatch, tmp_path):
+    """Five samples of each of 20 captions, or two of each of 60 pairs of digit and ink, read by a scorer of 5,000 digits."""
+    monkeypatch.setattr(utils.scoring, "load_scorer", lambda train_set, folder: scorer)
+    pipeline, sampling = pretrained(lesson, dataset)
+    judge = Judge(DataSource(dataset, 28), *digits, tmp_path)
+    samples = judge.draw(
+        lambda prompts, seeds: pipeline.draw(prompts, seeds, **sampling), 5 if dataset == "mnist" else 2
+    )
+    right = judge.right(samples.images, samples.prompts)
+    assert right["digit"].float().mean() > 0.95
+    assert dataset == "mnist" or right["ink"].float().mean() > 0.98
+
+
+def pretrained(lesson, dataset):
+    """A lesson's models with the weights that come along, and their default sampling."""
+    if lesson == "lesson_08":
+        import generate_mnist
+
+        return generate_mnist.Pipeline.load(None, None, "cpu", dataset), generate_mnist.DEFAULT_SAMPLING
+    import pipeline
+
+    names = ("prior_checkpoint", "decoder_checkpoint", "clip_checkpoint", "clip_model", "upsampler_checkpoint")
+    args = Namespace(**dict.fromkeys(names), pretrained=dataset)
+    return pipeline.Pipeline.load(args, torch.device("cpu")), pipeline.DEFAULT_SAMPLING

@@ -1,6 +1,9 @@
-"""Checkpoints: plain containers and tensors in one file, written whole or not at all."""
+"""Checkpoints: plain containers and tensors in one file, written whole or not at all; and the trained weights that come with
+a lesson, which are checkpoints without what only a training needs.
+"""
 
 import hashlib
+import json
 import os
 import re
 import warnings
@@ -11,6 +14,8 @@ import torch
 from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
+PRETRAINED = ("mnist", "colored_mnist")  # data sets for whose models trained weights come along
+PRETRAINED_HELP = "take the trained weights that come along for this data set (default: if nothing is trained, mnist)"
 CONTENTS = {
     "name",
     "config",
@@ -65,6 +70,27 @@ def find_checkpoint(given: str | None, name: str, folder: Path | None = None) ->
     )
 
 
+def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str | None) -> dict[str, Path | None]:
+    """The files of models that are used together, {name: file}: `given`, the newest ones for None. If there is none at all,
+    they are those that come along, trained on MNIST, in `folder`; with `pretrained`, those that come along for that data set.
+
+    Raises UserError if a file that was given does not exist, or files are given beside `pretrained`.
+    """
+    if pretrained and any(given.values()):
+        raise UserError("--pretrained takes the place of naming checkpoints; give one of the two.")
+    files = {} if pretrained else {name: find_checkpoint(file, name) for name, file in given.items()}
+    if any(files.values()):
+        return files
+    come_along = {name: folder / (pretrained or PRETRAINED[0]) / f"{name}.safetensors" for name in given}
+    if not all(file.exists() for file in come_along.values()):
+        return dict.fromkeys(given)
+    if not pretrained:
+        say(
+            f"Nothing is trained yet; taking {', '.join(given)} from the weights that come along, {folder / PRETRAINED[0]}"
+        )
+    return come_along
+
+
 def checkpoints_in(folder: Path, name: str) -> dict[int, Path]:
     """The files NAME-STEP.pt of a folder by their steps, the fewest first."""
     matches = {path: re.fullmatch(rf"{name}-(\d+)\.pt", path.name) for path in folder.glob(f"{name}-*.pt")}
@@ -83,9 +109,12 @@ def load_checkpoint(path: Path, name: str) -> dict:
     Raises UserError if the file is broken or holds something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a broken file is answered below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            checkpoint = read_exported(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a broken file is answered below
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file provokes: the answer is the same
         raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
     if not isinstance(checkpoint, dict) or "name" not in checkpoint:
@@ -107,7 +136,7 @@ def load_model(checkpoint: dict, model_class, config_class):
     """
     try:
         model = model_class(config_class(**checkpoint["config"]))
-        model.load_state_dict({**checkpoint["model"], **(checkpoint["ema"] or {})})
+        model.load_state_dict(weights_of(checkpoint))
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(
             f"The {checkpoint['name']} checkpoint is broken, or of another version of this project; train anew."
@@ -115,10 +144,35 @@ def load_model(checkpoint: dict, model_class, config_class):
     return model.eval().requires_grad_(False)
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash of a model's weights: tokens and embeddings mean something only to the model that made them."""
+def export_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and all
+    else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.half().contiguous() for name, tensor in weights_of(checkpoint).items()}
+    others = {key: value for key, value in checkpoint.items() if key not in ("model", "ema", "optimizers")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, {"checkpoint": json.dumps(others)})
+
+
+def read_exported(path: Path) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        others = json.loads(file.metadata()["checkpoint"])
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}
+    return {**others, "model": weights, "ema": None, "optimizers": []}
+
+
+def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The weights to use, averaged ones where it has them."""
+    return {**checkpoint["model"], **(checkpoint["ema"] or {})}
+
+
+def fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    """A short hash of a model's state dict: tokens and embeddings mean something only to the model that made them."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

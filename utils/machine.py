@@ -17,7 +17,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
-FIRST_LOOK = 0.3  # seconds that the look before a training takes
+FIRST_LOOK = 0.3  # seconds that the first look takes at least
 MOST_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores, or OMP_NUM_THREADS
 
 
@@ -124,10 +124,10 @@ class Threads:
         self.chooses = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
         if num_threads:
             torch.set_num_threads(num_threads)
-        self.since = self.clocks()
+        self.since = self.started
         if self.chooses:
-            time.sleep(FIRST_LOOK)
-            self.look(FIRST_LOOK)
+            time.sleep(max(0.0, FIRST_LOOK - (time.monotonic() - self.since[0])))
+            self.look(every=0)
 
     @staticmethod
     def clocks() -> tuple[float, float, float]:
@@ -150,8 +150,11 @@ class Threads:
             torch.set_num_threads(threads)
             say(
                 f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} of {MOST_THREADS} threads "
-                f"train; --num_threads sets them by hand."
+                f"are at work."
             )
+
+
+Threads.started = Threads.clocks()  # what a script loads takes time, in which it can be seen what others do
 
 
 @contextlib.contextmanager

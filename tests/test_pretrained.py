@@ -1,0 +1,98 @@
+"""The weights that come along: made from checkpoints, found where nothing is trained, and as good as the pages say."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from scripts import ROOT, TINY, read_image, refused, script, succeeds
+
+from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, weights_of
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a training of both stages of lesson 8, with averaged weights, and that of what is made of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    few = (*TINY, "--num_training_steps", 2, "--ema_decay", 0.5)
+    succeeds("lesson_08/train_dvae.py", *few, "--hidden_dim", 8, "--output_dir", folder / "dvae")
+    earlier = ("--dvae_checkpoint", folder / "dvae/dvae-2.pt", "--output_dir", folder / "dall_e")
+    succeeds("lesson_08/train_mnist.py", *few, "--dim", 16, "--num_layers", 1, *earlier)
+    files = folder / "dvae/dvae-2.pt", folder / "dall_e/dall_e-2.pt"
+    succeeds("utils/export.py", folder / "exported", *files)
+    return folder, folder / "exported"
+
+
+def test_exported_weights_are_the_averaged_ones_in_half_precision(exported):
+    trained, folder = exported
+    for name in ("dvae", "dall_e"):
+        file = folder / f"{name}.safetensors"
+        before, after = load_checkpoint(trained / f"{name}/{name}-2.pt", name), load_checkpoint(file, name)
+        for key, weights in weights_of(before).items():
+            assert torch.equal(weights_of(after)[key], before["ema"].get(key, weights).half().float())
+        assert before["config"] == after["config"] and before["data"] == after["data"]
+        with safe_open(file, "pt") as content:
+            assert {content.get_tensor(key).dtype for key in content.keys()} == {torch.float16}
+
+
+def test_exported_models_still_know_each_other(exported):
+    trained, folder = exported
+    files = [f"--{name}_checkpoint={folder / name}.safetensors" for name in ("dvae", "dall_e")]
+    succeeds("lesson_08/generate_mnist.py", *files, "--prompts", "7", "--output_dir", trained / "drawn")
+    mixed = [f"--dvae_checkpoint={trained / 'dvae/dvae-2.pt'}", files[1]]
+    refused(script("lesson_08/generate_mnist.py", *mixed, "--prompts", "7"), "another dVAE")
+
+
+def test_they_are_taken_where_nothing_is_trained(exported, tmp_path, monkeypatch, capsys):
+    trained, folder = exported
+    monkeypatch.setattr("utils.checkpoints.ROOT", tmp_path)  # no output here
+    (tmp_path / "mnist").symlink_to(folder)
+    (tmp_path / "colored_mnist").symlink_to(folder)
+    none = {"dvae": None, "dall_e": None}
+    found = find_checkpoints(none, tmp_path, None)
+    assert found == {name: tmp_path / f"mnist/{name}.safetensors" for name in none}
+    assert "Nothing is trained yet" in capsys.readouterr().out
+    found = find_checkpoints(none, tmp_path, "colored_mnist")
+    assert found == {name: tmp_path / f"colored_mnist/{name}.safetensors" for name in none}
+
+    (tmp_path / "output").symlink_to(trained)
+    assert find_checkpoints(none, tmp_path, None)["dvae"] == tmp_path / "output/dvae/dvae-2.pt"
+    (trained / "dall_e").rename(trained / "away")  # one of the two is trained, so the other one is waited for
+    assert find_checkpoints(none, tmp_path, None)["dall_e"] is None
+    (trained / "away").rename(trained / "dall_e")
+
+
+@pytest.mark.parametrize("lesson, flag", [("lesson_08", "--dvae_checkpoint"), ("lesson_17", "--prior_checkpoint")])
+def test_they_take_the_place_of_naming_files(lesson, flag):
+    both = ("--pretrained", "mnist", flag, "any.pt")
+    refused(script(f"{lesson}/generate_mnist.py", *both, "--prompts", "7"), "give one of the two")
+
+
+def test_a_broken_file_is_answered_in_one_sentence(tmp_path):
+    (tmp_path / "dvae.safetensors").write_bytes(b"no weights")
+    flags = ("--dvae_checkpoint", tmp_path / "dvae.safetensors", "--dall_e_checkpoint", tmp_path / "dvae.safetensors")
+    refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint that can be read")
+
+
+@pytest.mark.parametrize("dataset, prompt", [("mnist", "seven"), ("colored_mnist", "a thick red seven")])
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_the_scripts_draw_with_them(lesson, dataset, prompt, tmp_path):
+    flags = ("--pretrained", dataset, "--prompts", prompt, "--num_samples", 4, "--candidates", 8)
+    succeeds(f"{lesson}/generate_mnist.py", *flags, "--output_dir", tmp_path)
+    drawn = torch.stack([read_image(file) for file in tmp_path.glob("0*.png")]).float() / 255
+    assert drawn.shape == (4, 3 if dataset == "colored_mnist" else 1, 28, 28)
+    red = drawn.mean(dim=(0, 2, 3))
+    assert dataset == "mnist" or red[0] > 3 * red[1:].max()
+
+
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_they_are_small_and_name_no_place_of_the_machine_that_made_them(lesson):
+    for dataset in PRETRAINED:
+        files = list((ROOT / lesson / "pretrained" / dataset).glob("*"))
+        assert {file.suffix for file in files} == {".safetensors"} and sum(f.stat().st_size for f in files) < 4.5e6
+        for file in files:
+            checkpoint = load_checkpoint(file, file.stem)
+            for source in checkpoint["sources"].values():
+                assert (ROOT / source["file"]).exists(), source
+                assert not source["file"].startswith("/")
+            assert checkpoint["data"]["dataset"] == dataset and json.dumps(checkpoint["training"])
