@@ -23,7 +23,7 @@ from utils.scoring import Judge, wilson_interval
 from utils.tables import read_rows, write_rows
 
 if LESSON == "lesson_08":
-    from generate_mnist import Pipeline, add_model_flags
+    from generate_mnist import Pipeline, add_model_flags, load_clip
 
     PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
     SETTINGS = {
@@ -92,7 +92,7 @@ def load_models(args, device):
     """The pipeline of the lesson, and the CLIP that chooses."""
     if LESSON == "lesson_08":
         pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
-        return pipeline, FrozenCLIP.load(None, args.clip_checkpoint, device) if args.candidates > 1 else None
+        return pipeline, load_clip(args, pipeline.data, device) if args.candidates > 1 else None
     pipeline = Pipeline.load(args, device)
     return pipeline, pipeline.clip
 
@@ -142,7 +142,10 @@ def parse_args():
     parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 keeps the other settings' rows")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
     if LESSON == "lesson_08":
-        parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip)")
+        parser.add_argument(
+            "--clip_checkpoint", help="(default: the newest in output/clip, or the one that comes along)"
+        )
+        parser.set_defaults(clip_model=None)
     add_model_flags(parser)
     add_data_flags(parser)
     return parser.parse_args()

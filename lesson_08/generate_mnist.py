@@ -13,7 +13,15 @@ from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.checkpoints import PRETRAINED, PRETRAINED_HELP, find_checkpoints, fingerprint, load_checkpoint, load_model
+from utils.checkpoints import (
+    PRETRAINED,
+    PRETRAINED_HELP,
+    find_checkpoints,
+    fingerprint,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+)
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
 from utils.data import add_data_flags, data_source, load_images, map_in_parts
 from utils.machine import Threads, get_device
@@ -50,8 +58,6 @@ class Pipeline:
         """
         given = {"dvae": dvae_checkpoint, "dall_e": dall_e_checkpoint}
         dvae_file, dall_e_file = find_checkpoints(given, ROOT / "lesson_08/pretrained", pretrained).values()
-        if dvae_file is None or dall_e_file is None:
-            raise UserError("There is no trained model yet; run python train_dvae.py, and then python train_mnist.py.")
         checkpoint = load_checkpoint(dall_e_file, "dall_e")
         dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
         source = checkpoint["sources"].get("dvae", {})
@@ -85,8 +91,7 @@ def main() -> None:
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
     Threads(0)
     if args.candidates:
-        clip = load_clip(args, device)
-        clip.check_data(pipeline.data)
+        clip = load_clip(args, pipeline.data, device)
     prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
@@ -120,7 +125,10 @@ def parse_args():
         default=0,
         help="keep so many rows of tokens of test images, and draw the rest",
     )
-    parser.add_argument("--clip_checkpoint", help="chooses among --candidates (default: the newest in output/clip)")
+    parser.add_argument(
+        "--clip_checkpoint",
+        help="chooses among --candidates (default: the newest in output/clip, or the one that comes along)",
+    )
     parser.add_argument("--clip_model", metavar="NAME", help="a pretrained CLIP, which chooses in its place")
     add_model_flags(parser)
     add_data_flags(parser)
@@ -140,13 +148,18 @@ def add_model_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
 
 
-def load_clip(args, device) -> FrozenCLIP:
-    """The CLIP that chooses among candidates. Raises UserError if there is none."""
-    file = None
-    if not args.clip_model:
-        pretrained = None if args.clip_checkpoint else args.pretrained
-        file = find_checkpoints({"clip": args.clip_checkpoint}, ROOT / "lesson_17/pretrained", pretrained)["clip"]
-    return FrozenCLIP.load(args.clip_model, file, device)
+def load_clip(args, data: dict, device) -> FrozenCLIP:
+    """The CLIP that chooses among candidates: the one that was named, the newest, or the one that comes along for `data`.
+
+    Raises UserError if there is none, or it learned from other images.
+    """
+    file = args.clip_checkpoint
+    trained = newest_checkpoint(ROOT / "output/clip", "clip")
+    if not file and (args.pretrained or trained is None) and data["dataset"] in PRETRAINED:
+        file = ROOT / "lesson_17/pretrained" / data["dataset"] / "clip.safetensors"
+    clip = FrozenCLIP.load(args.clip_model, file, device)
+    clip.check_data(data)
+    return clip
 
 
 def add_sampling_flags(parser: ArgumentParser) -> None:

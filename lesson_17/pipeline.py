@@ -23,7 +23,6 @@ from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import map_in_parts
 from utils.samples import SeededNoise
 
-PRETRAINED_FOLDER = ROOT / "lesson_17/pretrained"
 DEFAULT_SAMPLING = {
     "prior_guidance_scale": 1.5,
     "guidance_scale": 1.5,
@@ -94,13 +93,13 @@ class Pipeline:
 
         Raises UserError if there are none, or they do not belong together.
         """
+        if args.pretrained and (args.clip_checkpoint or args.clip_model):
+            raise UserError("--pretrained brings its own CLIP; give one of the two.")
         given = {"prior": args.prior_checkpoint, "decoder": args.decoder_checkpoint}
-        prior_file, decoder_file = find_checkpoints(given, PRETRAINED_FOLDER, args.pretrained).values()
-        if prior_file is None or decoder_file is None:
-            raise UserError("There is no trained prior and decoder yet; run train_mnist.py first.")
+        prior_file, decoder_file = find_checkpoints(given, ROOT / "lesson_17/pretrained", args.pretrained).values()
         prior, decoder = load_checkpoint(prior_file, "prior"), load_checkpoint(decoder_file, "decoder")
         clip_file = args.clip_checkpoint
-        if PRETRAINED_FOLDER in prior_file.parents:
+        if clip_file is None and prior_file.suffix == ".safetensors":  # which has its CLIP beside it
             clip_file = prior_file.with_name("clip.safetensors")
         clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], clip_file, device)
         for file, checkpoint in ((prior_file, prior), (decoder_file, decoder)):

@@ -92,7 +92,7 @@ class Forked:
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             function(*arguments, **options)
 
-        self.process = multiprocessing.get_context("fork").Process(target=run)
+        self.process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
         self.process.start()
         self.pid, self.kill = self.process.pid, self.process.kill
 

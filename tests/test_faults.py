@@ -109,7 +109,7 @@ def test_every_stage_survives_a_kill(kind, earlier_stages, tmp_path):
 
     killed, whole = (folder_of(kind, tmp_path / name) for name in ("killed", "whole"))
     succeeds(*command("whole"))
-    process = Forked(script, *command("killed"))
+    process = Forked(succeeds, *command("killed"))
     wait_for((killed / f"{kind}-4.pt").exists, process)
     time.sleep(random.Random(kind).uniform(0, 0.3))
     process.kill()

@@ -1,13 +1,14 @@
-"""The weights that come along: made from checkpoints, found where nothing is trained, and as good as the pages say."""
+"""The weights that come along: made from checkpoints, and found where nothing is trained; test_scoring.py has how good they are."""
 
-import json
+import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
-from scripts import ROOT, TINY, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, put_untrained_scorer, read_image, refused, script, succeeds
 
 from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, weights_of
+from utils.cli import UserError
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +44,61 @@ def test_exported_models_still_know_each_other(exported):
     refused(script("lesson_08/generate_mnist.py", *mixed, "--prompts", "7"), "another dVAE")
 
 
+def test_export_wants_a_model_before_those_that_learned_from_it(exported, tmp_path):
+    trained, _ = exported
+    dall_e = shutil.copy(trained / "dall_e/dall_e-2.pt", tmp_path / "best.pt")  # its name does not matter
+    refused(script("utils/export.py", tmp_path / "out", dall_e), "name that one before it")
+    assert not (tmp_path / "out").exists()
+    succeeds("utils/export.py", tmp_path / "out", trained / "dvae/dvae-2.pt", dall_e)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"dvae.safetensors", "dall_e.safetensors"}
+
+
 def test_they_are_taken_where_nothing_is_trained(exported, tmp_path, monkeypatch, capsys):
     trained, folder = exported
-    monkeypatch.setattr("utils.checkpoints.ROOT", tmp_path)  # no output here
+    monkeypatch.setattr("utils.checkpoints.ROOT", tmp_path)  # no output here yet
     (tmp_path / "mnist").symlink_to(folder)
-    (tmp_path / "colored_mnist").symlink_to(folder)
     none = {"dvae": None, "dall_e": None}
-    found = find_checkpoints(none, tmp_path, None)
-    assert found == {name: tmp_path / f"mnist/{name}.safetensors" for name in none}
-    assert "Nothing is trained yet" in capsys.readouterr().out
-    found = find_checkpoints(none, tmp_path, "colored_mnist")
-    assert found == {name: tmp_path / f"colored_mnist/{name}.safetensors" for name in none}
+    come_along = {name: tmp_path / f"mnist/{name}.safetensors" for name in none}
+    assert find_checkpoints(none, tmp_path, None) == come_along
+    assert "There is no dvae or dall_e checkpoint in output/" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is missing"):
+        find_checkpoints(none, tmp_path, "colored_mnist")
 
-    (tmp_path / "output").symlink_to(trained)
-    assert find_checkpoints(none, tmp_path, None)["dvae"] == tmp_path / "output/dvae/dvae-2.pt"
-    (trained / "dall_e").rename(trained / "away")  # one of the two is trained, so the other one is waited for
-    assert find_checkpoints(none, tmp_path, None)["dall_e"] is None
-    (trained / "away").rename(trained / "dall_e")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/dvae").symlink_to(trained / "dvae")
+    with pytest.raises(UserError, match="a dvae checkpoint, but no dall_e yet"):
+        find_checkpoints(none, tmp_path, None)
+    (tmp_path / "output/dall_e").symlink_to(trained / "dall_e")
+    newest = {name: tmp_path / f"output/{name}/{name}-2.pt" for name in none}
+    assert find_checkpoints(none, tmp_path, None) == newest
+    assert find_checkpoints(none, tmp_path, "mnist") == come_along
 
 
-@pytest.mark.parametrize("lesson, flag", [("lesson_08", "--dvae_checkpoint"), ("lesson_17", "--prior_checkpoint")])
+@pytest.mark.parametrize(
+    "lesson, flag",
+    [("lesson_08", "--dvae_checkpoint"), ("lesson_17", "--prior_checkpoint"), ("lesson_17", "--clip_checkpoint")],
+)
 def test_they_take_the_place_of_naming_files(lesson, flag):
     both = ("--pretrained", "mnist", flag, "any.pt")
     refused(script(f"{lesson}/generate_mnist.py", *both, "--prompts", "7"), "give one of the two")
+
+
+def test_they_can_be_named_from_where_one_is(tmp_path):
+    """Their CLIP lies beside them, and another one that is named is not passed over."""
+    names = [f"--{name}_checkpoint=pretrained/mnist/{name}.safetensors" for name in ("prior", "decoder")]
+    draw = ("lesson_17/generate_mnist.py", *names, "--prompts", "7", "--output_dir", tmp_path)
+    succeeds(*draw, cwd=ROOT / "lesson_17")
+    other = "--clip_checkpoint=pretrained/colored_mnist/clip.safetensors"
+    refused(script(*draw, other, cwd=ROOT / "lesson_17"), "another CLIP")
 
 
 def test_a_broken_file_is_answered_in_one_sentence(tmp_path):
     (tmp_path / "dvae.safetensors").write_bytes(b"no weights")
     flags = ("--dvae_checkpoint", tmp_path / "dvae.safetensors", "--dall_e_checkpoint", tmp_path / "dvae.safetensors")
     refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint that can be read")
+    put_untrained_scorer(tmp_path)  # a file of weights without a checkpoint's header
+    (tmp_path / "scorer-4500.safetensors").rename(tmp_path / "dvae.safetensors")
+    refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint of this project")
 
 
 @pytest.mark.parametrize("dataset, prompt", [("mnist", "seven"), ("colored_mnist", "a thick red seven")])
@@ -92,7 +119,6 @@ def test_they_are_small_and_name_no_place_of_the_machine_that_made_them(lesson):
         assert {file.suffix for file in files} == {".safetensors"} and sum(f.stat().st_size for f in files) < 4.5e6
         for file in files:
             checkpoint = load_checkpoint(file, file.stem)
+            assert checkpoint["data"]["dataset"] == dataset
             for source in checkpoint["sources"].values():
-                assert (ROOT / source["file"]).exists(), source
-                assert not source["file"].startswith("/")
-            assert checkpoint["data"]["dataset"] == dataset and json.dumps(checkpoint["training"])
+                assert source["file"].startswith(f"{lesson}/pretrained/{dataset}/") and (ROOT / source["file"]).exists()

@@ -15,7 +15,7 @@ from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
 PRETRAINED = ("mnist", "colored_mnist")  # data sets for whose models trained weights come along
-PRETRAINED_HELP = "take the trained weights that come along for this data set (default: if nothing is trained, mnist)"
+PRETRAINED_HELP = "take the trained weights that come along for this data set, and no checkpoints (default: mnist, if nothing is trained)"
 CONTENTS = {
     "name",
     "config",
@@ -70,25 +70,31 @@ def find_checkpoint(given: str | None, name: str, folder: Path | None = None) ->
     )
 
 
-def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str | None) -> dict[str, Path | None]:
+def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str | None) -> dict[str, Path]:
     """The files of models that are used together, {name: file}: `given`, the newest ones for None. If there is none at all,
     they are those that come along, trained on MNIST, in `folder`; with `pretrained`, those that come along for that data set.
 
-    Raises UserError if a file that was given does not exist, or files are given beside `pretrained`.
+    Raises UserError if one of them does not exist, or files are given beside `pretrained`.
     """
     if pretrained and any(given.values()):
         raise UserError("--pretrained takes the place of naming checkpoints; give one of the two.")
     files = {} if pretrained else {name: find_checkpoint(file, name) for name, file in given.items()}
-    if any(files.values()):
+    missing = [name for name in given if files.get(name) is None]
+    if not missing:
         return files
-    come_along = {name: folder / (pretrained or PRETRAINED[0]) / f"{name}.safetensors" for name in given}
-    if not all(file.exists() for file in come_along.values()):
-        return dict.fromkeys(given)
-    if not pretrained:
-        say(
-            f"Nothing is trained yet; taking {', '.join(given)} from the weights that come along, {folder / PRETRAINED[0]}"
+    if len(missing) < len(given):
+        there = next(name for name in given if name not in missing)
+        raise UserError(
+            f"There is a {there} checkpoint, but no {missing[0]} yet; train it, or pass --pretrained mnist."
         )
-    return come_along
+    come_along = folder / (pretrained or PRETRAINED[0])
+    if not pretrained:
+        say(f"There is no {' or '.join(given)} checkpoint in output/; taking the weights that come along, {come_along}")
+    files = {name: come_along / f"{name}.safetensors" for name in given}
+    for file in files.values():
+        if not file.exists():
+            raise UserError(f"{file}, which should come along, is missing; get the repository anew, or train.")
+    return files
 
 
 def checkpoints_in(folder: Path, name: str) -> dict[int, Path]:
@@ -103,8 +109,9 @@ def newest_checkpoint(folder: Path, name: str) -> Path | None:
     return max(steps.items(), key=lambda item: (item[1].stat().st_mtime, item[0]), default=(None, None))[1]
 
 
-def load_checkpoint(path: Path, name: str) -> dict:
-    """The checkpoint of the model `name` in `path`, CONTENTS, on the CPU; only containers and tensors are read, never code.
+def load_checkpoint(path: Path, name: str | None = None) -> dict:
+    """The checkpoint of the model `name`, or any for None, in `path`: CONTENTS, on the CPU; only containers and tensors are
+    read, never code.
 
     Raises UserError if the file is broken or holds something else.
     """
@@ -119,7 +126,7 @@ def load_checkpoint(path: Path, name: str) -> dict:
         raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
     if not isinstance(checkpoint, dict) or "name" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of this project, or of an older version of it.")
-    if checkpoint["name"] != name:
+    if name and checkpoint["name"] != name:
         raise UserError(f"{path} is a {shortened(checkpoint['name'])} checkpoint; a {name} checkpoint is needed here.")
     missing = CONTENTS - checkpoint.keys()
     if missing:
@@ -147,19 +154,24 @@ def load_model(checkpoint: dict, model_class, config_class):
 def export_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and all
     else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     weights = {name: tensor.half().contiguous() for name, tensor in weights_of(checkpoint).items()}
     others = {key: value for key, value in checkpoint.items() if key not in ("model", "ema", "optimizers")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, {"checkpoint": json.dumps(others)})
+    try:
+        save_file(weights, path, {"checkpoint": json.dumps(others)})
+    except SafetensorError as error:  # its word for a disk that is full
+        raise OSError(None, str(error), str(path)) from error
+    path.chmod(0o644)
 
 
 def read_exported(path: Path) -> dict:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        others = json.loads(file.metadata()["checkpoint"])
+        others = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
         weights = {name: file.get_tensor(name).float() for name in file.keys()}
     return {**others, "model": weights, "ema": None, "optimizers": []}
 

@@ -4,31 +4,31 @@ For a lesson and a data set, name the checkpoints of all of its models in one co
 the models that learned another one's tokens or embeddings then know it by its rounded weights.
 """
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.checkpoints import export_checkpoint, find_checkpoint, fingerprint, load_checkpoint, weights_of
-from utils.cli import ROOT, ArgumentParser, start
+from utils.cli import ROOT, ArgumentParser, UserError, start
 
 
 def main() -> None:
     args = parse_args()
     exported = {}  # {fingerprint of a model's own weights: what models that learned from it are told of the rounded ones}
     for given in args.checkpoints:
-        name = Path(given).stem.rpartition("-")[0]
-        checkpoint = load_checkpoint(find_checkpoint(given, name), name)
-        path = args.folder / f"{name}.safetensors"
-        sources = {
-            kind: {**source, **exported.get(source["fingerprint"], {})}
-            for kind, source in checkpoint["sources"].items()
-        }
+        checkpoint = load_checkpoint(find_checkpoint(given, "model's"))
+        sources = checkpoint["sources"]
+        for source in sources.values():
+            if source["fingerprint"] not in exported and not source.get("pretrained"):
+                raise UserError(f"{given} learned from {source['file']}; name that one before it.")
+        sources = {kind: source | exported.get(source["fingerprint"], {}) for kind, source in sources.items()}
+        path = args.folder / f"{checkpoint['name']}.safetensors"
         export_checkpoint({**checkpoint, "sources": sources}, path)
-        rounded = fingerprint({key: weights.half().float() for key, weights in weights_of(checkpoint).items()})
-        file = path.resolve()
-        source = {"file": str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else path), "fingerprint": rounded}
-        exported[fingerprint(weights_of(checkpoint))] = source
+        rounded = {key: weights.half().float() for key, weights in weights_of(checkpoint).items()}
+        file = os.path.relpath(path, ROOT)
+        exported[fingerprint(weights_of(checkpoint))] = {"file": file, "fingerprint": fingerprint(rounded)}
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
