@@ -54,7 +54,7 @@ FAILURES = {
     ),
     "kl_too_strong": Failure(
         "lesson_08",
-        ["python train_dvae.py --num_training_steps 550 --beta 20 --output_dir output/broken"],
+        ["python train_dvae.py --num_training_steps 550 --beta 3 --output_dir output/broken"],
         "output/broken/sample-550.png",
     ),
     "tau_too_high": Failure(
@@ -71,10 +71,10 @@ FAILURES = {
     ),
     "mismatched_null": Failure(
         "lesson_08",
-        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4"],
+        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4"],
         DRAWN_8,
         [("dall_e.py", "self.null_caption.expand_as(text_tokens)", "torch.ones_like(text_tokens)")],
-        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4",
+        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4",
     ),
     "clip_stuck": Failure(
         "lesson_17",
