@@ -19,7 +19,6 @@ from diffusion_prior import draw_image_embed
 from benchmarks.figures import save_rows
 from lesson_08.generate_mnist import DEFAULT_SAMPLING as DALL_E_SAMPLING
 from lesson_08.generate_mnist import Pipeline as DallEPipeline
-from lesson_08.generate_mnist import add_model_flags as add_dall_e_flags
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, UserError, bounded, positive_int, start
@@ -72,7 +71,8 @@ def parse_args():
     parser.add_argument("--scorer_steps", type=positive_int, default=2000, help="of the training of the scorer")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output/binding", help="where CSV and figure go")
     parser.set_defaults(guidance_scale=DEFAULT_SAMPLING["guidance_scale"])
-    add_dall_e_flags(parser)
+    for name in ("dvae", "dall_e"):
+        parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in output/{name})")
     add_model_flags(parser)
     add_data_flags(parser)
     return parser.parse_args()
