@@ -34,11 +34,13 @@ def draw_figures(figures: dict, pipeline, device, args) -> None:
     print(f"{', '.join(names)}: drawn to {args.output_dir}")
 
 
-def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None) -> None:
-    """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions above the columns."""
+def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None, cell: float = 0.45) -> None:
+    """Rows of images (B, C, H, W) in [0, 1] as one PNG, each behind its name, captions, of one line or several, above the
+    columns; `cell` is the width of an image in inches."""
     from matplotlib.figure import Figure
 
-    cell, names, head = 0.45, 2.4, 0.3 if captions else 0.0  # inches
+    lines = max(caption.count("\n") + 1 for caption in captions or [""])
+    names, head = 2.4, 0.15 * (lines + 1) if captions else 0.0  # inches
     width, height = names + cell * max(map(len, rows.values())), head + cell * len(rows)
     figure = Figure(figsize=(width, height), dpi=100)
     for i, (name, images) in enumerate(rows.items()):

@@ -13,7 +13,7 @@ from utils.cli import UserError
 from utils.data import CaptionedImages, DataSource, data_source, load_images, map_in_parts
 from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, asked_for, captions_in_color
 from utils.machine import Threads
-from utils.plots import wrapped
+from utils.plots import MOST_LINES, wrapped
 from utils.prompts import Prompts
 from utils.scoring import digits_of, fullest_captions
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
@@ -248,6 +248,6 @@ def test_long_captions_are_wrapped_and_cut():
     assert len(lines) == 2 and " ".join(lines) == "a thick red seven" and max(map(font.getlength, lines)) <= 60
     assert wrapped("", font, 60) == [""]
     lines = wrapped("word " * 50 + "supercalifragilistic", font, 60)
-    assert len(lines) == 3 and lines[-1].endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert len(lines) == MOST_LINES and lines[-1].endswith("\N{HORIZONTAL ELLIPSIS}")
     (line,) = wrapped("supercalifragilistic", font, 60)
     assert line.endswith("\N{HORIZONTAL ELLIPSIS}") and font.getlength(line) <= 60

