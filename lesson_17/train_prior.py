@@ -18,7 +18,9 @@ from utils.samples import sample_captions
 from utils.training import TrainingConfig, build_model
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=2400, batch_size=256, learning_rate=2e-3, ema_decay=0.99, sample_every=600),
+    "cpu": TrainingConfig(
+        num_training_steps=2400, batch_size=256, learning_rate=2e-3, ema_decay=0.99, sample_every=600
+    ),
     "gpu": TrainingConfig(
         num_training_steps=30_000,
         batch_size=256,
