@@ -79,14 +79,15 @@ def schedule(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
 def noise(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image on its way into the noise; and a sample on its way out, with the x_0 that is predicted on the way."""
     decoder, diffusion = pipeline.decoder, pipeline.decoder.diffusion
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     images = shrink(test_set.images(slice(1)), decoder.config.image_size)
     eps = torch.randn_like(images)
     t = torch.linspace(0, diffusion.num_timesteps, NUM_COLUMNS, device=images.device).round().long()
     drowned = torch.cat([diffusion.q_sample(to_x_0(images), step[None], eps) for step in t])
 
     text_embed, text_encodings = pipeline.clip.encode_prompts(["seven"], pipeline.device)
-    image_embed = draw_image_embed(pipeline.prior, text_embed, text_encodings)
+    scale = DEFAULT_SAMPLING["prior_guidance_scale"]
+    image_embed = draw_image_embed(pipeline.prior, text_embed, text_encodings, scale)
     x, predicted = [], []
     network = guided(decoder, DEFAULT_SAMPLING["guidance_scale"], image_embed, text_encodings)
 
