@@ -153,15 +153,15 @@ def test_a_table_in_color_counts_each_thing_that_was_asked(digits, scorer, monke
 @pytest.mark.parametrize("dataset", ["mnist", "colored_mnist"])
 @pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
 def test_the_weights_that_come_along_draw_what_is_asked_for(lesson, dataset, digits, scorer, monkeypatch, tmp_path):
-    """Five samples of each of 20 captions, or two of each of 60 pairs of digit and ink, read by a scorer of 5,000 digits."""
+    """Two samples of each of 20 captions, or one of each of 60 pairs of digit and ink, read by a scorer of 5,000 digits."""
     monkeypatch.setattr(utils.scoring, "load_scorer", lambda train_set, folder: scorer)
     pipeline, sampling = pretrained(lesson, dataset)
     judge = Judge(DataSource(dataset, 28), *digits, tmp_path)
     samples = judge.draw(
-        lambda prompts, seeds: pipeline.draw(prompts, seeds, **sampling), 5 if dataset == "mnist" else 2
+        lambda prompts, seeds: pipeline.draw(prompts, seeds, **sampling), 2 if dataset == "mnist" else 1
     )
     right = judge.right(samples.images, samples.prompts)
-    assert right["digit"].float().mean() > 0.95
+    assert right["digit"].float().mean() > 0.9
     assert dataset == "mnist" or right["ink"].float().mean() > 0.98
 
 
