@@ -151,9 +151,12 @@ def load_model(checkpoint: dict, model_class, config_class):
     return model.eval().requires_grad_(False)
 
 
-def export_checkpoint(checkpoint: dict, path: Path) -> None:
+def export_checkpoint(checkpoint: dict, path: Path) -> str:
     """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and all
-    else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it."""
+    else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it.
+
+    Returns the fingerprint of the model that is read from it, which is another one, as its weights are rounded.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -165,6 +168,7 @@ def export_checkpoint(checkpoint: dict, path: Path) -> None:
     except SafetensorError as error:  # its word for a disk that is full
         raise OSError(None, str(error), str(path)) from error
     path.chmod(0o644)
+    return fingerprint({name: tensor.float() for name, tensor in weights.items()})
 
 
 def read_exported(path: Path) -> dict:

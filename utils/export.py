@@ -25,10 +25,9 @@ def main() -> None:
                 raise UserError(f"{given} learned from {source['file']}; name that one before it.")
         sources = {kind: source | exported.get(source["fingerprint"], {}) for kind, source in sources.items()}
         path = args.folder / f"{checkpoint['name']}.safetensors"
-        export_checkpoint({**checkpoint, "sources": sources}, path)
-        rounded = {key: weights.half().float() for key, weights in weights_of(checkpoint).items()}
-        file = os.path.relpath(path, ROOT)
-        exported[fingerprint(weights_of(checkpoint))] = {"file": file, "fingerprint": fingerprint(rounded)}
+        rounded = export_checkpoint({**checkpoint, "sources": sources}, path)
+        own = fingerprint(weights_of(checkpoint))
+        exported[own] = {"file": os.path.relpath(path, ROOT), "fingerprint": rounded}
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
