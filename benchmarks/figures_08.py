@@ -112,18 +112,11 @@ def masks(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
 
 def tokens(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image for each digit as its tokens appear, one by one."""
-    dvae, config = pipeline.dvae, pipeline.dall_e.config
-    text_tokens = pipeline.tokenizer.encode(DIGIT_WORDS, config.text_seq_len).to(pipeline.dall_e.start.device)
-    torch.manual_seed(0)
-    drawn = pipeline.dall_e.generate(text_tokens, **DEFAULT_SAMPLING)
-    cell = dvae.config.image_size // config.grid_size
-    position = torch.arange(config.image_seq_len, device=drawn.device)
+    text_tokens, u = pipeline.inputs(DIGIT_WORDS, list(range(len(DIGIT_WORDS))))
     frames = []
-    for count in range(config.image_seq_len + 1):
-        seen = position < count
-        images = dvae.decode(torch.where(seen, drawn, empty_image(dvae)))
-        pixels = seen.view(config.grid_size, -1).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
-        frames.append(torch.cat(list(F.pad(torch.where(pixels, images, 0.4), (1, 1, 1, 1))), dim=2))
+    for image_tokens in pipeline.dall_e.draw_tokens(text_tokens, u=u, **DEFAULT_SAMPLING):
+        images = pipeline.decode_so_far(image_tokens)
+        frames.append(torch.cat(list(F.pad(images, (1, 1, 1, 1))), dim=2))
     save_gif(frames, folder / "tokens.gif", milliseconds=80, scale=3)
 
 

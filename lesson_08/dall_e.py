@@ -16,6 +16,7 @@ K image vocabulary, D width.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -252,8 +253,13 @@ class DallE(nn.Module):
         text, image = self.transformer(x).split([self.config.text_seq_len, self.config.image_seq_len], dim=1)
         return self.to_text_logits(text).float(), self.to_image_logits(image).float()
 
+    def generate(self, text_tokens: Tensor, **sampling) -> Tensor:
+        """Draw the image tokens (B, N) of captions (B, T); `sampling` are the other arguments of draw_tokens."""
+        *_, image_tokens = self.draw_tokens(text_tokens, **sampling)
+        return image_tokens
+
     @torch.no_grad()
-    def generate(
+    def draw_tokens(
         self,
         text_tokens: Tensor,
         temperature: float = 1.0,
@@ -263,8 +269,9 @@ class DallE(nn.Module):
         first_guidance_scale: float | None = None,
         prefix: Tensor | None = None,
         u: Tensor | None = None,
-    ) -> Tensor:
-        """Draw the image tokens (B, N) of captions (B, T), one after another.
+    ) -> Iterator[Tensor]:
+        """Draw image tokens for captions (B, T), one after another: gives those there are so far, (B, n), then with one more,
+        and so on up to (B, N).
 
         temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
         top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
@@ -283,6 +290,7 @@ class DallE(nn.Module):
         caches = [KeyValueCache() for _ in self.blocks]
         first = 0
         x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens.repeat(1 + guided, 1))], dim=1)
+        yield image_tokens
         while image_tokens.shape[1] < num_tokens:
             logits = self.to_image_logits(self.transformer(x, caches, first)[:, -1]).float()  # (B or 2B, K)
             if guided:
@@ -292,20 +300,26 @@ class DallE(nn.Module):
             first += x.shape[1]
             x = self.embed_image(token[:, None].repeat(1 + guided, 1), first=image_tokens.shape[1])
             image_tokens = torch.cat([image_tokens, token[:, None]], dim=1)
-        return image_tokens
+            yield image_tokens
 
 
 def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor) -> Tensor:
     """Draw a token (B,) from logits (B, K): filtered, then by inversion of the cumulative distribution at u (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probs, tokens = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    if top_k:
-        probs[:, top_k:] = 0
-    before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
-    probs = probs.masked_fill(before >= top_p * probs.sum(dim=-1, keepdim=True), 0)
+    probs, tokens = filtered_probs(logits, temperature, top_k, top_p)
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
     # Rounding may carry u past the last token kept.
     index = index.clamp(max=(probs > 0).sum(dim=-1, keepdim=True) - 1)
     return tokens.gather(1, index).squeeze(1)
+
+
+def filtered_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, K) and their tokens (B, K), the likeliest first, of logits (B, K) at a temperature above 0; those of
+    the tokens that are filtered out are 0, and the others are left as they were, so that their sum is 1 or less."""
+    probs, tokens = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    if top_k:
+        probs[:, top_k:] = 0
+    before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
+    return probs.masked_fill(before >= top_p * probs.sum(dim=-1, keepdim=True), 0), tokens

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.nn.functional as F
 from bpe import Tokenizer
 from dall_e import DallE, DallEConfig
 from dvae import DiscreteVAE, DVAEConfig
@@ -74,15 +75,31 @@ class Pipeline:
     def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
         """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and `sampling`, the
         arguments of DallE.generate; `prefix` (B, n) are image tokens to go on from."""
-        device = self.dall_e.start.device
-        text_tokens = self.tokenizer.encode(prompts, self.dall_e.config.text_seq_len).to(device)
-        u = SeededNoise(seeds).rand((len(seeds), self.dall_e.config.image_seq_len)).to(device)
+        text_tokens, u = self.inputs(prompts, seeds)
         prefix = text_tokens[:, :0] if prefix is None else prefix
 
         def draw_part(text_tokens: Tensor, u: Tensor, prefix: Tensor) -> Tensor:
             return self.dvae.decode(self.dall_e.generate(text_tokens, u=u, prefix=prefix, **sampling))
 
         return map_in_parts(draw_part, text_tokens, u, prefix, batch_size=128)
+
+    def inputs(self, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """What DallE.generate takes for prompts and seeds, B each: text tokens (B, T), and the numbers u (B, N) by which each
+        seed decides its image's draws."""
+        device, config = self.dall_e.start.device, self.dall_e.config
+        u = SeededNoise(seeds).rand((len(seeds), config.image_seq_len))
+        return self.tokenizer.encode(prompts, config.text_seq_len).to(device), u.to(device)
+
+    def decode_so_far(self, image_tokens: Tensor) -> Tensor:
+        """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the
+        dVAE is given the tokens of a black image."""
+        c = self.dvae.config
+        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=image_tokens.device)
+        places, n = c.grid_size**2, image_tokens.shape[1]
+        rest = self.dvae.encode(black)[:, n:].expand(len(image_tokens), -1)
+        images = self.dvae.decode(torch.cat([image_tokens, rest], dim=1))
+        drawn = (torch.arange(places, device=images.device) < n).view(1, 1, c.grid_size, c.grid_size).float()
+        return torch.where(F.interpolate(drawn, images.shape[-2:]) > 0, images, 0.4)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ the papers); it is 1 at t = 0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +100,14 @@ class Diffusion(nn.Module):
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.sqrt_alphas_cumprod.device)
         return list(t.round().long())
 
+    def sample(self, network: Callable, x_T: Tensor, num_steps: int, **sampler) -> Tensor:
+        """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t); `sampler` goes to sample_steps."""
+        for x, _ in self.sample_steps(network, x_T, num_steps, **sampler):
+            samples = x
+        return samples
+
     @torch.no_grad()
-    def sample(
+    def sample_steps(
         self,
         network: Callable,
         x_T: Tensor,
@@ -110,8 +116,8 @@ class Diffusion(nn.Module):
         eta: float = 0.0,
         randn: Callable = torch.randn,
         x_0_range: float = math.inf,
-    ) -> Tensor:
-        """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same step by step: gives what x is after each, and the x_0 (B, ...) that was predicted in it.
 
         sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
         s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that noise. The
@@ -127,7 +133,7 @@ class Diffusion(nn.Module):
                 x, variance = self.ddim_step(x_0, eps, t, s, eta)
             if is_random and s > 0:
                 x = x + variance.sqrt() * randn(x.shape).to(x)
-        return x
+            yield x, x_0
 
     def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
         """The x_0 and the eps that the network predicts of x_t (B, ...), that x_0 kept within +-x_0_range."""
