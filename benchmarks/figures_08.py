@@ -13,7 +13,6 @@ from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
 from figures import add_figure_flags, draw_figures, save_gif, save_rows
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
-from torch import Tensor
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
 from utils.cli import ArgumentParser, UserError, start
 from utils.data import CaptionedImages
@@ -70,12 +69,7 @@ def codes(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     around = rearrange(around, "b (c h w) n -> b n c h w", c=c.image_channels, h=3 * cell)
     average = torch.stack([around[tokens == code].mean(dim=0) for code in shown])
 
-    middle = c.grid_size // 2
-    alone = empty_image(dvae).repeat(len(shown), 1)
-    alone[:, middle * c.grid_size + middle] = shown
-    near = slice((middle - 1) * cell, (middle + 2) * cell)
-    alone = dvae.decode(alone)[:, :, near, near]
-
+    alone = pipeline.codes_alone(shown)
     fractions = [f"{fraction:.1%}" for fraction in (counts[shown] / counts.sum()).tolist()]
     rows = [row for pair in zip(average.split(16), alone.split(16)) for row in pair]
     captions = [caption for i in (0, 16) for caption in fractions[i : i + 16] + ["alone"] * 16]
@@ -151,13 +145,6 @@ def sample_grids(checkpoint: str) -> list[Path]:
     if not grids:
         raise UserError(f"There are no sample grids beside {checkpoint}.")
     return grids
-
-
-def empty_image(dvae: DiscreteVAE) -> Tensor:
-    """The tokens of a black image, (N,)."""
-    c = dvae.config
-    black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=dvae.codebook.weight.device)
-    return dvae.encode(black)[0]
 
 
 FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}

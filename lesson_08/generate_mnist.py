@@ -3,6 +3,7 @@
 import random
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -93,13 +94,28 @@ class Pipeline:
     def decode_so_far(self, image_tokens: Tensor) -> Tensor:
         """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the
         dVAE is given the tokens of a black image."""
-        c = self.dvae.config
-        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=image_tokens.device)
-        places, n = c.grid_size**2, image_tokens.shape[1]
-        rest = self.dvae.encode(black)[:, n:].expand(len(image_tokens), -1)
+        c, n = self.dvae.config, image_tokens.shape[1]
+        rest = self.empty_image[n:].expand(len(image_tokens), -1)
         images = self.dvae.decode(torch.cat([image_tokens, rest], dim=1))
-        drawn = (torch.arange(places, device=images.device) < n).view(1, 1, c.grid_size, c.grid_size).float()
-        return torch.where(F.interpolate(drawn, images.shape[-2:]) > 0, images, 0.4)
+        drawn = torch.arange(c.grid_size**2, device=images.device).view(1, 1, c.grid_size, c.grid_size) < n
+        return torch.where(F.interpolate(drawn.float(), images.shape[-2:]) > 0, images, 0.4)
+
+    def codes_alone(self, codes: Tensor) -> Tensor:
+        """What each of some codes (B,) draws in the middle of a black image: (B, C, h, h) in [0, 1], three of the grid's cells
+        in each direction."""
+        c = self.dvae.config
+        cell, middle = c.image_size // c.grid_size, c.grid_size // 2
+        alone = self.empty_image.repeat(len(codes), 1)
+        alone[:, middle * c.grid_size + middle] = codes
+        near = slice((middle - 1) * cell, (middle + 2) * cell)
+        return self.dvae.decode(alone)[:, :, near, near]
+
+    @cached_property
+    def empty_image(self) -> Tensor:
+        """The tokens of a black image, (N,)."""
+        c = self.dvae.config
+        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=self.dall_e.start.device)
+        return self.dvae.encode(black)[0]
 
 
 def main() -> None:

@@ -133,17 +133,25 @@ class Pipeline:
         """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and the sampling."""
 
         def draw_part(prompts: list[str], seeds: list[int]) -> Tensor:
-            text_embed, text_encodings = self.clip.encode_prompts(prompts, self.device)
-            randn = SeededNoise(seeds).randn
-            settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": randn}
-            image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, **settings)
-            x_T = randn((len(image_embed), *self.image_shape)).to(self.device)
+            settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": SeededNoise(seeds).randn}
+            image_embed, text_encodings, x_T = self.inputs(prompts, prior_guidance_scale, **settings)
             images = decode_image_embed(
                 self.decoder, image_embed, text_encodings, x_T, guidance_scale, guidance_interval, **settings
             )
             return self.upsample(images, **settings)
 
         return map_in_parts(draw_part, prompts, seeds, batch_size=128)
+
+    def inputs(
+        self, prompts: list[str], prior_guidance_scale: float, randn: Callable, **settings
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder takes for prompts: image embeddings (B, E) from the prior, the prompts' token encodings (B, T, D),
+        and noise x_T (B, C, h, h). randn(shape) gives all noise; `settings` go to Diffusion.sample."""
+        text_embed, text_encodings = self.clip.encode_prompts(prompts, self.device)
+        image_embed = draw_image_embed(
+            self.prior, text_embed, text_encodings, prior_guidance_scale, randn=randn, **settings
+        )
+        return image_embed, text_encodings, randn((len(prompts), *self.image_shape)).to(self.device)
 
     def upsample(self, images: Tensor, randn: Callable = torch.randn, **settings) -> Tensor:
         """Images (B, C, h, h) in [0, 1] of the decoder's size through all up-samplers, (B, C, H, H); `settings` go to

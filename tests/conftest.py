@@ -7,8 +7,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from scripts import TINY, succeeds
+from scripts import ROOT, TINY, succeeds
 from stages import STAGES
+
+from utils.data import DataSource, load_images
+from utils.scoring import train_scorer
 
 torch.set_num_threads(1)
 quick = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -29,3 +32,15 @@ def earlier_stages(tmp_path_factory):
         "prior": ["--clip_checkpoint", folder / "clip/clip-1.pt"],
         "decoder": ["--clip_checkpoint", folder / "clip/clip-1.pt"],
     }
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """5,000 digits to train and to test on."""
+    return load_images(DataSource("mnist_5k"), ROOT, "cpu")[:2]
+
+
+@pytest.fixture(scope="session")
+def scorer(digits):
+    """What reads digits, trained a little."""
+    return train_scorer(digits[0], num_steps=300)

@@ -4,10 +4,9 @@ from argparse import Namespace
 
 import pytest
 import torch
-from scripts import ROOT
 
 import utils.scoring
-from utils.data import CaptionedImages, DataSource, load_images, mnist_5k
+from utils.data import CaptionedImages, DataSource, mnist_5k
 from utils.digits import all_asked_for, paint
 from utils.scoring import (
     DigitReader,
@@ -21,16 +20,6 @@ from utils.scoring import (
     train_scorer,
     wilson_interval,
 )
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images(DataSource("mnist_5k"), ROOT, "cpu")[:2]
-
-
-@pytest.fixture(scope="module")
-def scorer(digits):
-    return train_scorer(digits[0], num_steps=300)
 
 
 def real_digits(images):

@@ -1,5 +1,6 @@
 """What a model can be asked for: the prompts it knows, or any, with a word on those that it cannot know."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from utils.cli import UserError, shortened
@@ -28,8 +29,8 @@ class Prompts:
         """From the "data" of a checkpoint, see data_entry."""
         return cls(data["examples"], data["words"], data["closed"])
 
-    def check(self, prompts: list[str]) -> list[str]:
-        """The prompts without needless blanks. Names the words that no caption had.
+    def check(self, prompts: list[str], say: Callable = say) -> list[str]:
+        """The prompts without needless blanks. Says which of the words no caption had.
 
         Raises UserError for an empty one, and for one that is no caption where there are few and all are known: letters
         alone would do for the tokenizer, and the model would draw something, but nothing it was taught.

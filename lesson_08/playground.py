@@ -1,0 +1,247 @@
+"""A page to play with DALL·E: pictures appear token by token, and each token shows what it was drawn from. Needs gradio."""
+
+import base64
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from dall_e import filtered_probs
+from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, load_clip
+from lesson_17.frozen_clip import FrozenCLIP
+from torch import Tensor
+from utils.cli import ArgumentParser, UserError, start
+from utils.digits import INKS
+from utils.machine import get_device
+from utils.playground import ONE_AT_A_TIME, PICTURE, SCALE, add_page_flags, gr, in_a_sentence, picture, serve
+from utils.plots import to_picture
+from utils.prompts import Prompts
+from utils.samples import nearest_candidates
+
+NUM_SHOWN, COLUMNS = 8, 4
+NUM_CANDIDATES = 32
+NUM_BARS = 12  # of a token's distribution
+CANVAS = 280  # pixels of the page that can be drawn on, in each direction
+SLIDERS = {
+    "temperature": (0, 2, 0.05),
+    "top_k": (0, 64, 1),
+    "top_p": (0.05, 1, 0.05),
+    "guidance_scale": (0, 8, 0.25),
+    "first_guidance_scale": (0, 8, 0.25),
+}
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    add_page_flags(parser)
+    add_model_flags(parser)
+    parser.add_argument("--clip_checkpoint", help="chooses among candidates (default: the newest, or what comes along)")
+    parser.add_argument("--clip_model", metavar="NAME", help="a pretrained CLIP, which chooses in its place")
+    args = parser.parse_args()
+    device = get_device()
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    playground = Playground(pipeline, cache(partial(load_clip, args, pipeline.data, device)))
+    serve(playground.page(), args)
+
+
+@dataclass
+class Drawing:
+    """What a visitor sees: for a prompt and some sampling, the image tokens (B, N) of the pictures shown."""
+
+    prompt: str
+    sampling: dict
+    image_tokens: Tensor
+
+
+@dataclass
+class Playground:
+    """The page and what it answers. It keeps the Drawing of each visitor, and nothing else."""
+
+    pipeline: Pipeline
+    get_clip: Callable[[], FrozenCLIP]  # loads the one that chooses
+
+    def page(self) -> gr.Blocks:
+        prompts, config = Prompts.of_checkpoint(self.pipeline.data), self.pipeline.dall_e.config
+        with gr.Blocks(title="DALL·E, token by token") as page:
+            gr.Markdown(
+                "# DALL·E, token by token\nA transformer writes image tokens, one after another; a dVAE paints them."
+            )
+            with gr.Row():
+                prompt = gr.Textbox(prompts.examples[0], label="Prompt", max_length=200, scale=4)
+                button = gr.Button("Draw", variant="primary")
+            with gr.Row():
+                with gr.Column(scale=1, min_width=260):
+                    seed = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=0)
+                    sampling = [
+                        gr.Slider(low, high, DEFAULT_SAMPLING[name], step=step, label=name.replace("_", " "))
+                        for name, (low, high, step) in SLIDERS.items()
+                    ]
+                    chooses = gr.Checkbox(
+                        label=f"Draw {NUM_CANDIDATES}, and keep the {NUM_SHOWN} that CLIP finds nearest"
+                    )
+                with gr.Column(scale=2, min_width=300):
+                    with gr.Tab("Pictures"):
+                        shown = gr.Image(alt_text="The pictures", **PICTURE)
+                        gr.Markdown("Click on a token of a picture to see below what it was drawn from.")
+                    with gr.Tab("Complete a drawing"):
+                        gr.Markdown(
+                            "Draw a picture as large as the canvas. Its upper rows are kept, and the rest is drawn."
+                        )
+                        in_color = self.pipeline.dvae.config.image_channels == 3
+                        colors = [f"rgb{ink}" for ink in INKS.values()] if in_color else ["#ffffff"]
+                        canvas = gr.ImageEditor(
+                            to_picture(torch.zeros(3, CANVAS, CANVAS)),
+                            label="Your drawing",
+                            sources=(),
+                            brush=gr.Brush(default_size=12, colors=colors, color_mode="fixed"),
+                            layers=False,
+                            canvas_size=(CANVAS, CANVAS),
+                            fixed_canvas=True,
+                            transforms=(),
+                        )
+                        label = f"Rows of tokens to keep, of {config.grid_size}"
+                        rows = gr.Slider(1, config.grid_size - 1, 4, step=1, label=label)
+                        complete = gr.Button("Complete")
+                        completed = gr.Image(alt_text="The completed drawings", **PICTURE)
+            gr.Markdown(
+                "## What a token was drawn from\nThe codes that were likeliest at its place, each as it looks alone."
+            )
+            with gr.Row():
+                which = gr.Slider(1, NUM_SHOWN, 1, step=1, label="Picture")
+                place = gr.Slider(1, config.image_seq_len, config.image_seq_len // 2 + 1, step=1, label="Token")
+            bars = gr.HTML()
+
+            drawing = gr.State()
+            inputs = [prompt, seed, chooses, *sampling]
+            gr.on([button.click, prompt.submit], self.draw, inputs, [shown, drawing], **ONE_AT_A_TIME)
+            settings = [setting.change for setting in (seed, chooses, *sampling)]
+            gr.on(
+                [page.load, *settings],
+                self.redraw,
+                inputs,
+                [shown, drawing],
+                trigger_mode="always_last",
+                **ONE_AT_A_TIME,
+            )
+            gr.on([complete.click], self.complete, [canvas, rows, prompt, seed, *sampling], completed, **ONE_AT_A_TIME)
+            shown.select(self.clicked, None, [which, place])
+            looked_at = [which.change, place.change, drawing.change]
+            gr.on(
+                looked_at,
+                self.show_distribution,
+                [drawing, which, place],
+                bars,
+                trigger_mode="always_last",
+                **ONE_AT_A_TIME,
+            )
+        return page
+
+    def draw(self, prompt: str, seed: int, chooses: bool, *sampling):
+        """The pictures of a prompt as each token comes, (PIL image, None), and at last those to keep with their Drawing."""
+        with in_a_sentence():
+            prompt, text_tokens, how = self.asked(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
+            for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, **how):
+                yield picture(self.pipeline.decode_so_far(image_tokens), 2 * COLUMNS if chooses else COLUMNS), None
+            yield self.finished(prompt, sampling, image_tokens, chooses)
+
+    def redraw(self, prompt: str, seed: int, chooses: bool, *sampling):
+        """The last of what `draw` gives, at once."""
+        with in_a_sentence():
+            prompt, text_tokens, how = self.asked(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
+            image_tokens = self.pipeline.dall_e.generate(text_tokens, **how)
+            return self.finished(prompt, sampling, image_tokens, chooses)
+
+    def asked(self, prompt: str, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
+        """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it.
+
+        Raises UserError for a prompt that the model cannot be asked for.
+        """
+        (prompt,) = Prompts.of_checkpoint(self.pipeline.data).check([prompt], say=gr.Info)
+        seeds = [(seed or 0) + i for i in range(number)]
+        text_tokens, u = self.pipeline.inputs([prompt] * number, seeds)
+        return prompt, text_tokens, {"u": u, **dict(zip(SLIDERS, sampling))}
+
+    def finished(self, prompt: str, sampling: tuple, image_tokens: Tensor, chooses: bool):
+        """Whole pictures (PIL image) and their Drawing: all of them, or those that CLIP finds nearest to the prompt."""
+        images = self.pipeline.dvae.decode(image_tokens)
+        if chooses:
+            similarity = self.get_clip().similarity(images, [prompt] * len(images))
+            kept = nearest_candidates(similarity, len(images), NUM_SHOWN)
+            images, image_tokens = images[kept], image_tokens[kept]
+        return picture(images, COLUMNS), Drawing(prompt, dict(zip(SLIDERS, sampling)), image_tokens)
+
+    def complete(self, canvas: dict, rows: int, prompt: str, seed: int, *sampling):
+        """A drawing's upper `rows` rows of tokens gone on from in different ways: pictures as each token comes."""
+        with in_a_sentence():
+            _, text_tokens, how = self.asked(prompt, seed, sampling, NUM_SHOWN)
+            prefix = self.pipeline.dvae.encode(self.top_of(canvas, rows)).expand(NUM_SHOWN, -1)
+            for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, prefix=prefix, **how):
+                yield picture(self.pipeline.decode_so_far(image_tokens), COLUMNS)
+
+    def top_of(self, canvas: dict, rows: int) -> Tensor:
+        """The pixels of the upper `rows` rows of tokens, (1, C, h, H) in [0, 1], of what was drawn on a black canvas.
+
+        Raises UserError if it was wiped out.
+        """
+        if canvas["composite"] is None:
+            raise UserError("There is no canvas any more; load the page again.")
+        c = self.pipeline.dvae.config
+        drawn = torch.tensor(canvas["composite"])[None, ..., : c.image_channels].permute(0, 3, 1, 2) / 255
+        image = F.interpolate(drawn, (c.image_size, c.image_size), mode="area")
+        return image[:, :, : rows * c.image_size // c.grid_size].to(self.pipeline.dall_e.start.device)
+
+    def clicked(self, event: gr.SelectData) -> tuple[int, int]:
+        """The picture and the token that were clicked on, counted from 1."""
+        c = self.pipeline.dvae.config
+        size, cell = SCALE * (c.image_size + 2), SCALE * c.image_size // c.grid_size
+        column, row = (at // size for at in event.index)
+        x, y = (min(max(at % size - SCALE, 0) // cell, c.grid_size - 1) for at in event.index)
+        return min(row * COLUMNS + column, NUM_SHOWN - 1) + 1, y * c.grid_size + x + 1
+
+    def distribution(self, drawing: Drawing, which: int, place: int) -> tuple[Tensor, Tensor]:
+        """The probabilities (K,) that token `place` of picture `which`, both from 0, was drawn from, and their codes (K,),
+        the likeliest first."""
+        dall_e, sampling = self.pipeline.dall_e, dict(drawing.sampling)
+        last, first = sampling.pop("guidance_scale"), sampling.pop("first_guidance_scale")
+        scale = torch.linspace(first, last, dall_e.config.image_seq_len)[place].item()
+        sampling["temperature"] = sampling["temperature"] or 1e-3  # at 0 the likeliest code is taken
+        text_tokens, _ = self.pipeline.inputs([drawing.prompt], [0])
+        with torch.no_grad():
+            both = torch.cat([text_tokens, dall_e.null_caption[None]])
+            _, logits = dall_e.logits(both, drawing.image_tokens[[which, which]])  # (2, N, K)
+        conditional, unconditional = logits[:, place].split(1)
+        probs, codes = filtered_probs(unconditional + scale * (conditional - unconditional), **sampling)
+        return probs[0] / probs.sum(), codes[0]
+
+    def show_distribution(self, drawing: Drawing | None, which: int, place: int) -> str:
+        """The distribution of a token as HTML: a bar for each of its likeliest codes, beside the code's own picture."""
+        if drawing is None:
+            return ""
+        probs, codes = self.distribution(drawing, which - 1, place - 1)
+        drawn = drawing.image_tokens[which - 1, place - 1].item()
+        images = self.pipeline.codes_alone(codes[:NUM_BARS])
+        rows = []
+        for prob, code, image in zip(probs.tolist(), codes.tolist(), images):
+            name, color = (f"code {code} (drawn)", "primary-500") if code == drawn else (f"code {code}", "neutral-400")
+            rows.append(
+                f'<div class="code"><img src="{data_address(image)}" alt=""><span>{name}</span><div class="bar">'
+                f'<div style="width:{prob:.1%}; background:var(--{color})"></div></div><b>{prob:.1%}</b></div>'
+            )
+        return "".join(rows)
+
+
+def data_address(image: Tensor) -> str:
+    """An image (C, H, W) in [0, 1] as an address that contains it."""
+    file = io.BytesIO()
+    to_picture(image).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,234 @@
+"""The pages to play with, in a real browser. With SCREENSHOTS=1 in the environment, their pictures on the lessons' pages are
+made anew.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from browser import PATIENCE, Server, Visitor, needs_browser
+from scripts import ROOT, refused
+
+pytest.importorskip("gradio", reason="no gradio here")
+
+from dall_e import filtered_probs
+
+from lesson_08.generate_mnist import DEFAULT_SAMPLING, Pipeline
+from lesson_08.playground import SLIDERS, Playground
+
+PICTURES = "The pictures"
+NOISE = "x_t above the x_0 that is predicted of it"
+
+
+def screenshot(visitor, path):
+    if "SCREENSHOTS" in os.environ:
+        visitor.driver.save_screenshot(ROOT / path)
+
+
+def read(scorer, images):
+    return scorer(images).argmax(dim=1).tolist()
+
+
+@pytest.fixture(scope="module")
+def playground():
+    pipeline = Pipeline.load(None, None, torch.device("cpu"), pretrained="mnist")
+    return Playground(pipeline, get_clip=None)
+
+
+@pytest.mark.parametrize("change", [{}, {"guidance_scale": 3.0, "top_k": 4}, {"temperature": 1.5, "top_p": 0.8}])
+def test_the_distribution_shown_is_that_of_the_draw(playground, change):
+    """A token is where the cumulative probability of the distribution shown passes the number that decides its draw."""
+    sampling = tuple({**DEFAULT_SAMPLING, **change}[name] for name in SLIDERS)
+    (*_, (_, drawing)) = playground.draw("seven", 3, False, *sampling)
+    _, u = playground.pipeline.inputs(["seven"] * 8, list(range(3, 11)))
+    for which, place in [(0, 0), (2, 17), (5, 24), (7, 48)]:
+        probs, codes = playground.distribution(drawing, which, place)
+        index = torch.searchsorted(probs.cumsum(dim=0), u[which, place], right=True)
+        assert codes[index] == drawing.image_tokens[which, place]
+        assert probs.sum() == pytest.approx(1) and (not change.get("top_k") or (probs > 0).sum() <= 4)
+
+
+def test_filtered_probs_leave_the_others_as_they_were():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()[:, [2, 0, 3, 1]]
+    probs, tokens = filtered_probs(logits, 1.0, 0, 0.7)
+    assert tokens.tolist() == [[1, 3, 0, 2]]
+    torch.testing.assert_close(probs, torch.tensor([[0.5, 0.3, 0, 0]]))
+
+
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_without_gradio_it_says_what_to_install(lesson):
+    hide = f"import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('{lesson}/playground.py', run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / lesson)}
+    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=ROOT, env=environment)
+    refused(result, "pip install -r requirements-playground.txt")
+
+
+@pytest.fixture(scope="module")
+def dall_e_page():
+    server = Server("lesson_08")
+    yield server.address
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def unclip_page(tmp_path_factory):
+    server = Server("lesson_17", "--dataset", "mnist_5k", "--data_dir", tmp_path_factory.mktemp("data"))
+    yield server.address
+    server.stop()
+
+
+@pytest.fixture
+def visit(request):
+    def visit(address, **window):
+        visitor = Visitor(address, **window)
+        request.addfinalizer(visitor.leave)
+        return visitor
+
+    return visit
+
+
+def draws(visitor, prompt, picture=PICTURES):
+    """Type a prompt and press Enter; how many pictures came, one in the place of another, until the last one."""
+    before = visitor.wait(lambda: visitor.address_of(picture))
+    visitor.write("Prompt", prompt)
+    seen = {visitor.wait(lambda: {visitor.address_of(picture)} - {before, None}).pop()}
+    quiet = 0
+    while quiet < 30:  # looks in which nothing changed
+        found = visitor.address_of(picture)
+        quiet = 0 if found not in seen else quiet + 1
+        seen.add(found)
+        visitor.wait(lambda: True)
+        visitor.driver.execute_async_script("setTimeout(arguments[0], 50)")
+    return len(seen)
+
+
+@needs_browser
+def test_dall_e_draws_what_is_typed_token_by_token(dall_e_page, visit, scorer):
+    visitor = visit(dall_e_page)
+    assert draws(visitor, "seven") > 10
+    images = visitor.images(PICTURES, columns=4)
+    assert images.shape == (8, 1, 28, 28) and read(scorer, images).count(7) >= 7
+    visitor.wait(lambda: len(visitor.all(".code")) == 12)
+    screenshot(visitor, "lesson_08/figures/playground.png")
+    assert all(address.startswith((dall_e_page, "data:")) for address in visitor.requests())
+
+    before = visitor.address_of(PICTURES)
+    visitor.write("temperature", 0)
+    visitor.wait(lambda: visitor.address_of(PICTURES) != before)
+    images = visitor.images(PICTURES, columns=4)
+    assert (images == images[0]).all()  # the likeliest tokens are the same whatever the seed
+
+    visitor.drag(visitor.one(f'img[alt="{PICTURES}"]'), [(0, 0), (0, 0)])  # between the pictures of both rows
+    visitor.wait(lambda: visitor.labelled("Picture").get_attribute("value") != "1")
+
+
+@needs_browser
+def test_dall_e_completes_a_drawing(dall_e_page, visit):
+    visitor = visit(dall_e_page)
+    visitor.press("Complete a drawing")
+    canvas = visitor.one("canvas")
+    visitor.drag(canvas, [(-60, -80), (60, -80), (20, 0)])
+    visitor.press("Complete")
+    visitor.wait(lambda: visitor.address_of("The completed drawings"))
+    visitor.wait(lambda: is_whole(visitor.images("The completed drawings", columns=4)))
+    images = visitor.images("The completed drawings", columns=4)
+    top, bottom = images[:, :, :12], images[:, :, 20:]  # what is drawn below reaches up a little
+    assert top.max() > 0.9 and (top - top[0]).abs().mean() < 0.02 < (bottom - bottom[0]).abs().mean()
+
+
+def is_whole(images):
+    """Whether no token of the images (B, C, H, H) is still gray, for want of being drawn."""
+    return ((images[:, :, -4:, -4:] - 0.4).abs() > 0.01).any()
+
+
+@needs_browser
+def test_clip_chooses_among_candidates(dall_e_page, visit, scorer):
+    visitor = visit(dall_e_page)
+    before = visitor.wait(lambda: visitor.address_of(PICTURES))
+    visitor.one("input[type=checkbox]").click()
+    visitor.wait(lambda: visitor.address_of(PICTURES) != before)
+    assert read(scorer, visitor.images(PICTURES, columns=4)) == [0] * 8
+
+
+@needs_browser
+@pytest.mark.parametrize("prompt", ["elephant", "", "<img src=x id=planted onerror=alert(1)>"])
+def test_a_wrong_prompt_gets_the_sentence_of_the_command_line(prompt, dall_e_page, visit):
+    visitor = visit(dall_e_page)
+    before = visitor.wait(lambda: visitor.address_of(PICTURES))
+    visitor.write("Prompt", prompt)
+    (message,) = visitor.wait(visitor.messages)
+    assert f"the prompt {prompt!r} is unknown; the models learned zero, one, two" in message
+    assert visitor.address_of(PICTURES) == before and not visitor.all("#planted")
+
+
+@needs_browser
+def test_two_visitors_at_once_get_their_own(dall_e_page, visit, scorer):
+    visitors = [visit(dall_e_page) for _ in range(2)]
+    before = [visitor.wait(lambda visitor=visitor: visitor.address_of(PICTURES)) for visitor in visitors]
+    for visitor, prompt in zip(visitors, ["four", "eight"]):
+        visitor.write("Prompt", prompt)
+    for visitor, digit, first in zip(visitors, [4, 8], before):
+        visitor.wait(lambda visitor=visitor, first=first: visitor.address_of(PICTURES) != first)
+        visitor.wait(lambda visitor=visitor: is_whole(visitor.images(PICTURES, 4)))
+        assert read(scorer, visitor.images(PICTURES, columns=4)).count(digit) >= 7
+
+
+@needs_browser
+@pytest.mark.parametrize("page", ["dall_e_page", "unclip_page"])
+def test_it_fits_a_phone_in_the_dark(page, visit, request):
+    visitor = visit(request.getfixturevalue(page), width=390, height=844, theme="dark")
+    visitor.wait(lambda: visitor.all("img[alt]"))
+    assert visitor.is_as_wide_as_its_window()
+    background = "return getComputedStyle(document.querySelector('gradio-app')).backgroundColor"
+    background = visitor.driver.execute_script(background)
+    assert sum(int(value) for value in background.strip("rgba()").split(",")[:3]) < 150
+
+
+@needs_browser
+def test_unclip_draws_and_edits(unclip_page, visit, scorer):
+    visitor = visit(unclip_page)
+    assert draws(visitor, "seven", NOISE) > 5
+    x_t, x_0 = visitor.images(NOISE, columns=4).split(4)
+    assert read(scorer, x_0) == [7] * 4
+    screenshot(visitor, "lesson_17/figures/playground.png")
+
+    visitor.press("Embeddings")
+    visitor.one(".vega-embed canvas, .vega-embed svg")
+
+    visitor.press("Between images")
+    between = "Two test images and one between them"
+    halfway = visitor.wait(lambda: visitor.address_of(between))
+    visitor.write("Fraction of the way", 0)
+    visitor.wait(lambda: visitor.address_of(between) != halfway)
+    first, drawn, last = visitor.images(between, columns=3)
+    assert read(scorer, torch.stack([first, last])) == [3, 8]
+    assert (drawn - first).square().mean() < 0.01 < (drawn - last).square().mean()
+
+    visitor.press("Text difference")
+    visitor.wait(lambda: visitor.address_of("A test image and what it becomes"))
+    visitor.write("A test image of", "elephant")
+    assert "the prompt 'elephant' is unknown" in visitor.wait(visitor.messages)[0]
+    assert all(address.startswith((unclip_page, "data:", "blob:")) for address in visitor.requests())
+
+
+@needs_browser
+def test_unclip_fills_in_what_is_painted_over(unclip_page, visit):
+    visitor = visit(unclip_page)
+    visitor.press("Fill in")
+    visitor.press("Fill in")
+    assert "Nothing is painted over yet" in visitor.wait(visitor.messages)[0]
+    canvas = visitor.one("canvas")
+    visitor.drag(canvas, [(-40, -60), (40, -60), (40, -30)])
+    visitor.press("Fill in")
+    images = visitor.images("The image, filled in", columns=4)
+    lower = images[:, :, 18:]
+    assert (lower == lower[0]).all() and not (images == images[0]).all()
+
+
+def test_a_port_that_is_taken(dall_e_page):
+    port = dall_e_page.rsplit(":", 1)[1]
+    command = [sys.executable, ROOT / "lesson_08/playground.py", "--pretrained", "mnist", "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert result.returncode == 2 and "choose another --port" in result.stderr

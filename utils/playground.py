@@ -1,0 +1,78 @@
+"""What the pages to play with (lesson_08/playground.py, lesson_17/playground.py) share: how they are served, and how a mistake is
+answered. Needs gradio; nothing is fetched from elsewhere.
+"""
+
+import contextlib
+import html
+import os
+import sys
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from utils.cli import ArgumentParser, UserError, bounded
+from utils.plots import to_picture
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+try:
+    import gradio as gr
+except ModuleNotFoundError:
+    print("The playground needs gradio: pip install -r requirements-playground.txt, at the root.", file=sys.stderr)
+    sys.exit(2)
+
+SCALE = 5  # pixels of the page to one of an image
+# One at a time, all visitors together: a second request waits until the first is answered.
+ONE_AT_A_TIME = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "models"}
+PICTURE = {
+    "format": "png",
+    "elem_classes": "pictures",
+    "interactive": False,
+    "show_label": False,
+    "buttons": ["download", "fullscreen"],
+}
+CSS = """
+.gradio-container {max-width: 1100px !important; width: 100%; margin: auto}
+.pictures img, .code img {image-rendering: pixelated}
+.code {display: flex; align-items: center; gap: 8px; margin: 2px 0}
+.code img {width: 36px; height: 36px}
+.code span {width: 9em}
+.code .bar {flex: 1}
+.code .bar div {height: 18px}
+.code b {width: 4em; text-align: right}
+"""
+
+
+def add_page_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--port", type=bounded(int, 1, 65535), help="of the page (default: the first free from 7860)")
+    parser.add_argument(
+        "--share", action="store_true", help="give the page an address that anyone can open, through Gradio's servers"
+    )
+
+
+def serve(page: gr.Blocks, args) -> None:
+    """Show a page, on this machine only unless --share, until Ctrl-C. Raises UserError if the port is taken."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
+    options = {"server_name": "127.0.0.1", "server_port": args.port, "share": args.share, "ssr_mode": False}
+    looks = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": [], "run_history": False}
+    try:
+        page.queue(max_size=20).launch(**options, **looks)
+    except OSError as error:
+        raise UserError(f"The page cannot be served at port {args.port}; choose another --port.") from error
+
+
+@contextlib.contextmanager
+def in_a_sentence():
+    """A UserError on the way becomes a message on the page, what was typed in it as plain text."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+
+
+def picture(images: Tensor, columns: int):
+    """Images (B, C, H, W) in [0, 1] in rows, enlarged, as a PIL image; each has a frame of one pixel."""
+    framed = F.pad(images.float().cpu(), (1, 1, 1, 1), value=0.5)
+    empty = framed.new_ones(-len(framed) % columns, *framed.shape[1:])
+    rows = rearrange([*framed, *empty], "(r k) c h w -> 1 c (r h) (k w)", k=columns)
+    return to_picture(F.interpolate(rows, scale_factor=SCALE)[0])
