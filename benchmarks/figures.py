@@ -1,4 +1,4 @@
-"""What the figure scripts of both lessons share: their flags, rows of images, animations."""
+"""What the figure scripts of both lessons share: their flags, rows of images."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError
 from utils.data import add_data_flags, data_source, load_images
-from utils.plots import to_picture
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
@@ -54,16 +53,3 @@ def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = 
         x, y = names + cell * (i + 0.5), height - head / 2
         figure.text(x / width, y / height, caption, ha="center", va="center", fontsize=8)
     figure.savefig(path)
-
-
-def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
-    """Frames, images (C, H, W) in [0, 1] or files of them, as an animation that rests on its last one."""
-    from PIL import Image
-
-    pictures = []
-    for frame in frames:
-        picture = Image.open(frame) if isinstance(frame, Path) else to_picture(frame)
-        size = (picture.width * scale, picture.height * scale)
-        pictures.append(picture.convert("L").resize(size, Image.Resampling.NEAREST).quantize(16))
-    durations = [milliseconds] * (len(pictures) - 1) + [2500]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from dall_e import attention_masks
 from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
-from figures import add_figure_flags, draw_figures, save_gif, save_rows
+from figures import add_figure_flags, draw_figures, save_rows
 from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
-from utils.cli import ArgumentParser, UserError, start
+from utils.cli import ArgumentParser, start
 from utils.data import CaptionedImages
 from utils.machine import get_device
-from utils.plots import save_grid
+from utils.plots import save_gif, save_grid
 from utils.digits import DIGIT_WORDS
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
@@ -134,20 +134,7 @@ def sampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
     save_rows(rows, folder / "sampling.png", [caption for word in DIGIT_WORDS for caption in (word, "")])
 
 
-def training(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
-    """The sample grids of the transformer's run, one after another."""
-    grids = {int(file.stem.split("-")[1]): file for file in sample_grids(pipeline.files["dall_e"])}
-    save_gif([file for _, file in sorted(grids.items())], folder / "training.gif", milliseconds=500)
-
-
-def sample_grids(checkpoint: str) -> list[Path]:
-    grids = list(Path(checkpoint).parent.glob("sample-*.png"))
-    if not grids:
-        raise UserError(f"There are no sample grids beside {checkpoint}.")
-    return grids
-
-
-FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling, training)}
+FIGURES = {f.__name__: f for f in (relaxation, codes, codebook, masks, tokens, sampling)}
 
 if __name__ == "__main__":
     start(main)

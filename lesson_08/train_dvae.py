@@ -68,9 +68,9 @@ def main() -> None:
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:  # the averaged weights, where the preset keeps them
                     reconstructions, measured = evaluate(averaged, held_out)
-                run.log_held_out(measured)
                 if run.is_main:
                     draw(held_out, reconstructions, measured, run.step, args.output_dir / f"sample-{run.step}.png")
+                run.log_held_out(measured)
             if run.is_due(training.save_every):
                 run.save()
 

@@ -100,9 +100,9 @@ def main() -> None:
                 with run.evaluation() as averaged:
                     images = dvae.decode(averaged.generate(sample_text))
                     _, losses = averaged(held_out_captions.draw(held_out.draw_captions()), test_tokens)
-                run.log_held_out({name: value.item() for name, value in losses.items()})
                 if run.is_main:
                     write_sample_grid(images, prompts, run.step, args.output_dir)
+                run.log_held_out({name: value.item() for name, value in losses.items()})
             if run.is_due(training.save_every):
                 run.save()
 

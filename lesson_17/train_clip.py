@@ -77,10 +77,10 @@ def train(args, config: CLIPConfig, training: TrainingConfig) -> None:
                 with run.evaluation() as averaged:
                     zero_shot = evaluate(averaged, held_out, held_out_tokens)
                     cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(shown_tokens)[0].T
-                run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
                     title = f"step {run.step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}"
                     save_matrix(cosines, folder / f"sample-{run.step}.png", shown.images(), shown_captions, title)
+                run.log_held_out({"zero_shot_accuracy": zero_shot})
             if run.is_due(training.save_every):
                 run.save()
 

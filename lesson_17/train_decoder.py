@@ -73,11 +73,11 @@ def train(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLI
                     measured = evaluate(averaged, images, held_out_embed, held_out_encodings)
                     x_T = torch.randn_like(shown_images)
                     drawn = decode_image_embed(averaged, shown_embed, shown_encodings, x_T)
-                run.log_held_out(measured)
                 if run.is_main:
                     title = f"step {run.step}: test images above what their embeddings are decoded to"
                     rows, path = torch.cat([shown_images, drawn]), folder / f"sample-{run.step}.png"
                     save_grid(rows, path, len(shown), 2 * shown_captions, title)
+                run.log_held_out(measured)
             if run.is_due(training.save_every):
                 run.save()
 

@@ -74,7 +74,6 @@ def train(args, config: PriorConfig, training: TrainingConfig, clip: FrozenCLIP)
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     cosines, measured = evaluate(averaged, shown_ids, held_out, held_out_captions, held_out_embed)
-                run.log_held_out(measured)
                 if run.is_main:
                     title = (
                         f"step {run.step}: mean cosine of the embeddings drawn for a caption (rows) to those of real "
@@ -82,6 +81,7 @@ def train(args, config: PriorConfig, training: TrainingConfig, clip: FrozenCLIP)
                     title += f"images; {measured['own_caption_nearest']:.1%} nearest to what may be said of the same"
                     columns = [f"images: {caption}" for caption in shown]
                     save_matrix(cosines, folder / f"sample-{run.step}.png", shown, columns, title)
+                run.log_held_out(measured)
             if run.is_due(training.save_every):
                 run.save()
 

@@ -74,11 +74,11 @@ def train(
                 with run.evaluation() as averaged:
                     measured = evaluate(averaged, held_out)
                     drawn = upsample(averaged, small, torch.randn_like(shown_images))
-                run.log_held_out(measured)
                 if run.is_main:
                     title = f"step {run.step}: small images, up-sampled, and the real ones"
                     rows = torch.cat([F.interpolate(small, size=drawn.shape[2:]), drawn, shown_images])
                     save_grid(rows, folder / f"sample-{run.step}.png", len(shown), title=title)
+                run.log_held_out(measured)
             if run.is_due(training.save_every):
                 run.save()
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.board import Board
 from utils.checkpoints import checkpoints_in, load_checkpoint, newest_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.machine import (
@@ -59,7 +60,7 @@ class Run:
         self.device, self.is_main = get_device(), process_index() == 0
         self.sharded = training.shard and num_processes() > 1
         self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if training.ema_decay else None
-        self.step, self.seed, self.pending, self.held_out = 0, training.seed, [], {}
+        self.step, self.seed, self.pending, self.held_out, self.board = 0, training.seed, [], {}, None
         bf16 = training.mixed_precision == "bf16"
         self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
         trained = torch.compile(model) if training.compile else model
@@ -83,6 +84,8 @@ class Run:
 
     def __exit__(self, error_type, error, traceback):
         self.held.close()
+        if self.board:
+            self.board.close()
         if isinstance(error, OSError):
             reason = f"{self.folder} cannot be written: {error.strerror or error}."
             raise UserError(f"{reason} {self.last_good()}") from error
@@ -108,6 +111,8 @@ class Run:
         )
         for name in ("metrics.csv", "held_out_metrics.csv") if self.is_main else ():
             drop_rows_after(self.folder / name, self.step)
+        if t.tensorboard and self.is_main:
+            self.board = Board(self.folder, self.step)
         bar = {"initial": self.step, "total": t.num_training_steps, "desc": self.name, "disable": not self.is_main}
         with tqdm(**bar) as self.progress:
             self.module.train()
@@ -174,13 +179,17 @@ class Run:
             average.copy_(kept)
 
     def log_held_out(self, metrics: dict[str, float]) -> None:
-        """Metrics of held-out data to the screen, to held_out_metrics.csv and to the next checkpoints; loss.png."""
+        """Metrics of held-out data to the screen, to held_out_metrics.csv and to the next checkpoints; loss.png. With
+        --tensorboard, they and the sample grid of this step go there, too."""
         self.held_out = metrics
         if self.is_main:
             from utils.plots import plot_metrics
 
             write_rows(self.folder / "held_out_metrics.csv", [{"step": self.step, **metrics}], append=True)
             plot_metrics(self.folder / "metrics.csv", self.folder / "loss.png", self.name)
+            if self.board:
+                self.board.log("held_out", [{"step": self.step, **metrics}])
+                self.board.show(self.folder / f"sample-{self.step}.png", self.step)
             self.progress.write(f"step {self.step}: " + ", ".join(f"{n} {value:.4g}" for n, value in metrics.items()))
 
     def write_metrics(self) -> None:
@@ -192,10 +201,11 @@ class Run:
             dist.all_reduce(values)
             rows = [dict(zip(rows[0], row)) for row in (values / num_processes()).tolist()]
         bad = next((i for i, row in enumerate(rows) if not all(map(math.isfinite, row.values()))), len(rows))
+        finite = [{**row, "step": int(row["step"])} for row in rows[:bad]]
         if self.is_main:
-            write_rows(
-                self.folder / "metrics.csv", [{**row, "step": int(row["step"])} for row in rows[:bad]], append=True
-            )
+            write_rows(self.folder / "metrics.csv", finite, append=True)
+        if self.board:
+            self.board.log("training", finite)
         for row in rows[bad : bad + 1]:
             raise UserError(
                 f"The loss is {row['loss']:.4g} and its gradient {row['grad_norm']:.4g} at step {row['step']:.0f}, with a "

@@ -38,6 +38,7 @@ class TrainingConfig:
     )
     compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
     shard: bool = field(default=False, metadata={"help": "give each process a part of the weights, not all of them"})
+    tensorboard: bool = field(default=False, metadata={"help": "write metrics and sample grids for TensorBoard, too"})
     num_threads: int = field(default=0, metadata={"help": "of the CPU; 0 takes the cores that nothing else keeps busy"})
 
     def __post_init__(self):

@@ -1,0 +1,39 @@
+"""A run's metrics and sample grids for TensorBoard, which shows them in a browser while the run goes on."""
+
+from pathlib import Path
+
+import torch
+
+from utils.cli import UserError
+
+
+class Board:
+    """The event files of a run in its folder; what an earlier run wrote of the steps after `step` is hidden.
+
+    Raises UserError if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise UserError("--tensorboard needs TensorBoard: pip install tensorboard.") from error
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def log(self, kind: str, rows: list[dict]) -> None:
+        """Metrics of a kind, "training" or "held_out": a row for each "step"."""
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self.writer.add_scalar(f"{kind}/{name}", value, row["step"])
+
+    def show(self, file: Path, step: int) -> None:
+        """A sample grid."""
+        from PIL import Image
+
+        with Image.open(file) as image:
+            pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+            self.writer.add_image("samples", pixels.view(image.height, image.width, 3), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
