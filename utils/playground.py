@@ -50,15 +50,18 @@ def add_page_flags(parser: ArgumentParser) -> None:
     )
 
 
-def serve(page: gr.Blocks, args) -> None:
-    """Show a page, on this machine only unless --share, until Ctrl-C. Raises UserError if the port is taken."""
+def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
+    """Show a page, on this machine only unless `share`: from a script until Ctrl-C, from a notebook below its cell.
+
+    Raises UserError if the port is taken.
+    """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
-    options = {"server_name": "127.0.0.1", "server_port": args.port, "share": args.share, "ssr_mode": False}
+    options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "ssr_mode": False}
     looks = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": [], "run_history": False}
     try:
         page.queue(max_size=20).launch(**options, **looks)
     except OSError as error:
-        raise UserError(f"The page cannot be served at port {args.port}; choose another --port.") from error
+        raise UserError(f"The page cannot be served at port {port}; choose another --port.") from error
 
 
 @contextlib.contextmanager
