@@ -69,7 +69,11 @@ def codes(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     around = rearrange(around, "b (c h w) n -> b n c h w", c=c.image_channels, h=3 * cell)
     average = torch.stack([around[tokens == code].mean(dim=0) for code in shown])
 
-    alone = pipeline.codes_alone(shown)
+    middle = c.grid_size // 2
+    alone = pipeline.empty_image.repeat(len(shown), 1)
+    alone[:, middle * c.grid_size + middle] = shown
+    near = slice((middle - 1) * cell, (middle + 2) * cell)
+    alone = dvae.decode(alone)[:, :, near, near]
     fractions = [f"{fraction:.1%}" for fraction in (counts[shown] / counts.sum()).tolist()]
     rows = [row for pair in zip(average.split(16), alone.split(16)) for row in pair]
     captions = [caption for i in (0, 16) for caption in fractions[i : i + 16] + ["alone"] * 16]

@@ -100,16 +100,6 @@ class Pipeline:
         drawn = torch.arange(c.grid_size**2, device=images.device).view(1, 1, c.grid_size, c.grid_size) < n
         return torch.where(F.interpolate(drawn.float(), images.shape[-2:]) > 0, images, 0.4)
 
-    def codes_alone(self, codes: Tensor) -> Tensor:
-        """What each of some codes (B,) draws in the middle of a black image: (B, C, h, h) in [0, 1], three of the grid's cells
-        in each direction."""
-        c = self.dvae.config
-        cell, middle = c.image_size // c.grid_size, c.grid_size // 2
-        alone = self.empty_image.repeat(len(codes), 1)
-        alone[:, middle * c.grid_size + middle] = codes
-        near = slice((middle - 1) * cell, (middle + 2) * cell)
-        return self.dvae.decode(alone)[:, :, near, near]
-
     @cached_property
     def empty_image(self) -> Tensor:
         """The tokens of a black image, (N,)."""

@@ -110,7 +110,7 @@ class Playground:
                         complete = gr.Button("Complete")
                         completed = gr.Image(alt_text="The completed drawings", **PICTURE)
             gr.Markdown(
-                "## What a token was drawn from\nThe codes that were likeliest at its place, each as it looks alone."
+                "## What a token was drawn from\nThe codes that were likeliest at its place, and what the picture would show there with each of them."
             )
             with gr.Row():
                 which = gr.Slider(1, NUM_SHOWN, 1, step=1, label="Picture")
@@ -220,12 +220,12 @@ class Playground:
         return probs[0] / probs.sum(), codes[0]
 
     def show_distribution(self, drawing: Drawing | None, which: int, place: int) -> str:
-        """The distribution of a token as HTML: a bar for each of its likeliest codes, beside the code's own picture."""
+        """The distribution of a token as HTML: a bar for each of its likeliest codes, beside what would be there with it."""
         if drawing is None:
             return ""
         probs, codes = self.distribution(drawing, which - 1, place - 1)
         drawn = drawing.image_tokens[which - 1, place - 1].item()
-        images = self.pipeline.codes_alone(codes[:NUM_BARS])
+        images = self.around(drawing, which - 1, place - 1, codes[:NUM_BARS])
         rows = []
         for prob, code, image in zip(probs.tolist(), codes.tolist(), images):
             name, color = (f"code {code} (drawn)", "primary-500") if code == drawn else (f"code {code}", "neutral-400")
@@ -234,6 +234,16 @@ class Playground:
                 f'<div style="width:{prob:.1%}; background:var(--{color})"></div></div><b>{prob:.1%}</b></div>'
             )
         return "".join(rows)
+
+    def around(self, drawing: Drawing, which: int, place: int, codes: Tensor) -> Tensor:
+        """What picture `which` shows at token `place` and around it with each of some codes (B,) in the token's place, three
+        cells of the grid in each direction: (B, C, h, h) in [0, 1]."""
+        c = self.pipeline.dvae.config
+        cell, (row, column) = c.image_size // c.grid_size, divmod(place, c.grid_size)
+        image_tokens = drawing.image_tokens[which].repeat(len(codes), 1)
+        image_tokens[:, place] = codes
+        images = F.pad(self.pipeline.dvae.decode(image_tokens), [cell] * 4)
+        return images[:, :, row * cell : (row + 3) * cell, column * cell : (column + 3) * cell]
 
 
 def data_address(image: Tensor) -> str:
