@@ -19,9 +19,21 @@ from torch import Tensor
 from utils.cli import ArgumentParser, UserError, start
 from utils.digits import INKS
 from utils.machine import get_device
-from utils.playground import ONE_AT_A_TIME, PICTURE, SCALE, add_page_flags, gr, in_a_sentence, picture, serve
+from utils.playground import (
+    LONGEST,
+    ONE_AT_A_TIME,
+    PICTURE,
+    SCALE,
+    add_page_flags,
+    asked,
+    gr,
+    in_a_sentence,
+    picture,
+    seed_field,
+    serve,
+    slider,
+)
 from utils.plots import to_picture
-from utils.prompts import Prompts
 from utils.samples import nearest_candidates
 
 NUM_SHOWN, COLUMNS = 8, 4
@@ -67,19 +79,19 @@ class Playground:
     get_clip: Callable[[], FrozenCLIP]  # loads the one that chooses
 
     def page(self) -> gr.Blocks:
-        prompts, config = Prompts.of_checkpoint(self.pipeline.data), self.pipeline.dall_e.config
+        config = self.pipeline.dall_e.config
         with gr.Blocks(title="DALL·E, token by token") as page:
             gr.Markdown(
                 "# DALL·E, token by token\nA transformer writes image tokens, one after another; a dVAE paints them."
             )
             with gr.Row():
-                prompt = gr.Textbox(prompts.examples[0], label="Prompt", max_length=200, scale=4)
+                prompt = gr.Textbox(self.pipeline.data["examples"][0], label="Prompt", max_length=LONGEST, scale=4)
                 button = gr.Button("Draw", variant="primary")
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
-                    seed = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=0)
+                    seed = seed_field()
                     sampling = [
-                        gr.Slider(low, high, DEFAULT_SAMPLING[name], step=step, label=name.replace("_", " "))
+                        slider(low, high, DEFAULT_SAMPLING[name], step, label=name.replace("_", " "))
                         for name, (low, high, step) in SLIDERS.items()
                     ]
                     chooses = gr.Checkbox(
@@ -106,15 +118,15 @@ class Playground:
                             transforms=(),
                         )
                         label = f"Rows of tokens to keep, of {config.grid_size}"
-                        rows = gr.Slider(1, config.grid_size - 1, 4, step=1, label=label)
+                        rows = slider(1, config.grid_size - 1, 4, 1, label)
                         complete = gr.Button("Complete")
                         completed = gr.Image(alt_text="The completed drawings", **PICTURE)
             gr.Markdown(
                 "## What a token was drawn from\nThe codes that were likeliest at its place, and what the picture would show there with each of them."
             )
             with gr.Row():
-                which = gr.Slider(1, NUM_SHOWN, 1, step=1, label="Picture")
-                place = gr.Slider(1, config.image_seq_len, config.image_seq_len // 2 + 1, step=1, label="Token")
+                which = slider(1, NUM_SHOWN, 1, 1, "Picture")
+                place = slider(1, config.image_seq_len, config.image_seq_len // 2 + 1, 1, "Token")
             bars = gr.HTML()
 
             drawing = gr.State()
@@ -145,7 +157,7 @@ class Playground:
     def draw(self, prompt: str, seed: int, chooses: bool, *sampling):
         """The pictures of a prompt as each token comes, (PIL image, None), and at last those to keep with their Drawing."""
         with in_a_sentence():
-            prompt, text_tokens, how = self.asked(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
+            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
             for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, **how):
                 yield picture(self.pipeline.decode_so_far(image_tokens), 2 * COLUMNS if chooses else COLUMNS), None
             yield self.finished(prompt, sampling, image_tokens, chooses)
@@ -153,16 +165,16 @@ class Playground:
     def redraw(self, prompt: str, seed: int, chooses: bool, *sampling):
         """The last of what `draw` gives, at once."""
         with in_a_sentence():
-            prompt, text_tokens, how = self.asked(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
+            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
             image_tokens = self.pipeline.dall_e.generate(text_tokens, **how)
             return self.finished(prompt, sampling, image_tokens, chooses)
 
-    def asked(self, prompt: str, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
+    def inputs(self, prompt: str | None, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
         """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it.
 
         Raises UserError for a prompt that the model cannot be asked for.
         """
-        (prompt,) = Prompts.of_checkpoint(self.pipeline.data).check([prompt], say=gr.Info)
+        prompt = asked(prompt, self.pipeline.data)
         seeds = [(seed or 0) + i for i in range(number)]
         text_tokens, u = self.pipeline.inputs([prompt] * number, seeds)
         return prompt, text_tokens, {"u": u, **dict(zip(SLIDERS, sampling))}
@@ -179,7 +191,7 @@ class Playground:
     def complete(self, canvas: dict, rows: int, prompt: str, seed: int, *sampling):
         """A drawing's upper `rows` rows of tokens gone on from in different ways: pictures as each token comes."""
         with in_a_sentence():
-            _, text_tokens, how = self.asked(prompt, seed, sampling, NUM_SHOWN)
+            _, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
             prefix = self.pipeline.dvae.encode(self.top_of(canvas, rows)).expand(NUM_SHOWN, -1)
             for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, prefix=prefix, **how):
                 yield picture(self.pipeline.decode_so_far(image_tokens), COLUMNS)

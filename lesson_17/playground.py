@@ -18,9 +18,20 @@ from utils.cli import ArgumentParser, UserError, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.digits import DIGIT_WORDS, asked_for
 from utils.machine import get_device
-from utils.playground import ONE_AT_A_TIME, PICTURE, add_page_flags, gr, in_a_sentence, picture, serve
+from utils.playground import (
+    LONGEST,
+    ONE_AT_A_TIME,
+    PICTURE,
+    add_page_flags,
+    asked,
+    gr,
+    in_a_sentence,
+    picture,
+    seed_field,
+    serve,
+    slider,
+)
 from utils.plots import to_picture
-from utils.prompts import Prompts
 from utils.samples import SeededNoise
 
 NUM_SHOWN = 4
@@ -106,16 +117,16 @@ class Playground:
     def noise_tab(self, page: gr.Blocks, example: str) -> gr.State:
         """Pictures of a prompt, and how they come out of noise. Returns their embeddings."""
         with gr.Row():
-            prompt = gr.Textbox(example, label="Prompt", max_length=200, scale=4)
+            prompt = gr.Textbox(example, label="Prompt", max_length=LONGEST, scale=4)
             button = gr.Button("Draw", variant="primary")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 seed = seed_field()
                 sliders = [
-                    gr.Slider(low, high, DEFAULT_SAMPLING[name], step=step, label=name.replace("_", " "))
+                    slider(low, high, DEFAULT_SAMPLING[name], step, label=name.replace("_", " "))
                     for name, (low, high, step) in SLIDERS.items()
                 ]
-                eta = gr.Slider(0, 1, 0, step=0.1, label="eta of ddim")
+                eta = slider(0, 1, 0, 0.1, "eta of ddim")
                 sampler = gr.Radio(["ddim", "ddpm"], value=DEFAULT_SAMPLING["sampler"], label="Sampler")
             with gr.Column(scale=2, min_width=300):
                 shown = gr.Image(alt_text="x_t above the x_0 that is predicted of it", **PICTURE)
@@ -131,7 +142,7 @@ class Playground:
         with gr.Row():
             first, second = (gr.Textbox(examples[i % len(examples)], label="A test image of") for i in (3, 8))
             seed = seed_field()
-        fraction = gr.Slider(0, 1, 0.5, step=0.05, label="Fraction of the way")
+        fraction = slider(0, 1, 0.5, 0.05, "Fraction of the way")
         moving = gr.Radio(PARTS, value=PARTS[0], label="What moves")
         shown = gr.Image(alt_text="Two test images and one between them", **PICTURE)
         inputs = [first, second, seed, fraction, moving]
@@ -144,7 +155,7 @@ class Playground:
                 for i, label in ((3, "A test image of"), (8, "Toward the caption"))
             )
             seed = seed_field()
-        fraction = gr.Slider(0, 1, 0.5, step=0.05, label="Fraction of the way to the difference")
+        fraction = slider(0, 1, 0.5, 0.05, "Fraction of the way to the difference")
         shown = gr.Image(alt_text="A test image and what it becomes", **PICTURE)
         answer_to(page, self.difference, [caption, to_caption, seed, fraction], shown)
 
@@ -174,7 +185,7 @@ class Playground:
         """Step by step, x_t above the predicted x_0 (PIL image), and the embeddings (B, E) that the decoder was given."""
         with in_a_sentence():
             pipeline, settings = self.pipeline, {"num_steps": num_steps, "eta": eta, "sampler": sampler}
-            (prompt,) = Prompts.of_checkpoint(pipeline.data).check([prompt], say=gr.Info)
+            prompt = asked(prompt, self.pipeline.data)
             settings["randn"] = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
             image_embed, text_encodings, x_T = pipeline.inputs([prompt] * NUM_SHOWN, prior_scale, **settings)
             network = guided(pipeline.decoder, scale, image_embed, text_encodings)
@@ -193,7 +204,7 @@ class Playground:
 
         Raises UserError if no test image has that caption.
         """
-        (caption,) = Prompts.of_checkpoint(self.pipeline.data).check([caption])
+        caption = asked(caption, self.pipeline.data)
         return split(self.pipeline, choose_images(self.test_set, [caption], seed or 0), EDIT_STEPS)
 
     def between(self, first: str, second: str, seed: int, fraction: float, moving: str):
@@ -207,9 +218,9 @@ class Playground:
     def difference(self, caption: str, to_caption: str, seed: int, fraction: float):
         """A test image, and what it becomes when z_i turns toward the difference of two captions (section 3.3)."""
         with in_a_sentence():
-            (to_caption,) = Prompts.of_checkpoint(self.pipeline.data).check([to_caption], say=gr.Info)
+            to_caption = asked(to_caption, self.pipeline.data)
             x_0, z_i, x_T = self.parts(caption, seed)
-            z_d = text_difference(self.pipeline, [caption.strip().lower()], [to_caption])
+            z_d = text_difference(self.pipeline, [asked(caption, self.pipeline.data)], [to_caption])
             return picture(
                 torch.cat([x_0, decode(self.pipeline.decoder, slerp(z_i, z_d, fraction), x_T, EDIT_STEPS)]), 2
             )
@@ -223,7 +234,7 @@ class Playground:
     def fill(self, canvas: dict, caption: str, prompt: str, seed: int):
         """A test image, the part that was painted over drawn anew for a prompt, in different ways."""
         with in_a_sentence():
-            (prompt,) = Prompts.of_checkpoint(self.pipeline.data).check([prompt], say=gr.Info)
+            prompt = asked(prompt, self.pipeline.data)
             x_0, _, _ = self.parts(caption, seed)
             painted = torch.tensor(canvas["layers"][0][..., 3]) if canvas["layers"] else torch.zeros(x_0.shape[-2:])
             painted = F.adaptive_max_pool2d(painted[None].float(), x_0.shape[-2:])[0]
@@ -253,10 +264,6 @@ class Playground:
         mean, directions, rows = self.axes
         drawn = [] if image_embed is None else (image_embed - mean) @ directions
         return pandas.DataFrame(rows + points(drawn, [DRAWN] * len(drawn), [DRAWN] * len(drawn)))
-
-
-def seed_field() -> gr.Number:
-    return gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=0)
 
 
 def answer_to(page: gr.Blocks, function, inputs: list, output) -> None:

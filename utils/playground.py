@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError, bounded
 from utils.plots import to_picture
+from utils.prompts import Prompts
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
@@ -21,6 +22,7 @@ except ModuleNotFoundError:
     print("The playground needs gradio: pip install -r requirements-playground.txt, at the root.", file=sys.stderr)
     sys.exit(2)
 
+LONGEST = 200  # characters of a prompt
 SCALE = 5  # pixels of the page to one of an image
 # One at a time, all visitors together: a second request waits until the first is answered.
 ONE_AT_A_TIME = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "models"}
@@ -71,6 +73,25 @@ def in_a_sentence():
         yield
     except UserError as error:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from error
+
+
+def asked(text: str | None, data: dict) -> str:
+    """What a visitor typed, cut off where it is too long, as a prompt for the models whose checkpoints say `data`. Words that
+    no caption had are named on the page.
+
+    Raises UserError if the models cannot be asked for it.
+    """
+    (prompt,) = Prompts.of_checkpoint(data).check([(text or "")[:LONGEST]], say=lambda said: gr.Info(html.escape(said)))
+    return prompt
+
+
+def slider(low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
+    """Whole numbers only where the step is 1."""
+    return gr.Slider(low, high, value, step=step, precision=0 if step == 1 else None, label=label)
+
+
+def seed_field() -> gr.Number:
+    return gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=0)
 
 
 def picture(images: Tensor, columns: int):
