@@ -16,7 +16,7 @@ from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, UserError, start
 from utils.data import CaptionedImages, add_data_flags, data_source, load_images
-from utils.digits import DIGIT_WORDS, asked_for
+from utils.digits import DIGIT_WORDS, INKS, asked_for
 from utils.machine import get_device
 from utils.playground import (
     LONGEST,
@@ -40,25 +40,12 @@ NUM_POINTS = 1000  # test images whose embeddings are shown
 SLIDERS = {"sampling_steps": (1, 200, 1), "guidance_scale": (0, 8, 0.25), "prior_guidance_scale": (0, 8, 0.25)}
 SCALE_OF_CANVAS = 10  # pixels of the canvas to one of an image
 DRAWN = "drawn for the prompt"
-POINT_COLORS = dict(
-    zip(
-        [*DIGIT_WORDS, "test images", DRAWN],
-        [
-            "#1f77b4",
-            "#ff7f0e",
-            "#2ca02c",
-            "#d62728",
-            "#9467bd",
-            "#8c564b",
-            "#e377c2",
-            "#7f7f7f",
-            "#bcbd22",
-            "#17becf",
-            "#7f7f7f",
-            "#ff00ff",
-        ],
-    )
-)
+POINT_COLORS = {  # of Matplotlib's tab10; of the inks themselves
+    **dict(zip(DIGIT_WORDS, "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf".split())),
+    **{ink: bytes(color).hex() for ink, color in INKS.items()},
+    "test images": "7f7f7f",
+    DRAWN: "ff00ff",
+}
 PARTS = ["both", "z_i alone", "x_T alone"]
 
 
@@ -100,7 +87,7 @@ class Playground:
                     x="first component",
                     y="second component",
                     color="of",
-                    color_map=POINT_COLORS,
+                    color_map={name: f"#{color}" for name, color in POINT_COLORS.items()},
                     tooltip=["of", "caption"],
                     height=480,
                 )
@@ -273,9 +260,11 @@ def answer_to(page: gr.Blocks, function, inputs: list, output) -> None:
 
 
 def name_of(caption: str) -> str:
-    """What images of a caption are called in the plot: their digit, or else "test images"."""
-    digit = asked_for(caption)["digit"]
-    return "test images" if digit < 0 else DIGIT_WORDS[digit]
+    """What images of a caption are called in the plot: their ink, or their digit, or else "test images"."""
+    asked = asked_for(caption)
+    if asked["ink"] >= 0:
+        return list(INKS)[asked["ink"]]
+    return DIGIT_WORDS[asked["digit"]] if asked["digit"] >= 0 else "test images"
 
 
 def points(xy: Tensor, names: list[str], captions: list[str]) -> list[dict]:
