@@ -19,6 +19,7 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("lesson", choices=list(NAMES))
     parser.add_argument("--runs", type=Path, default=ROOT / "output", help="the folder with the folders of the runs")
+    parser.add_argument("--seeds", type=Path, nargs="*", default=[], help="such folders of other seeds, for a band")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "curves", help="where the figure goes")
     args = parser.parse_args()
     names = [name for name in NAMES[args.lesson] if (args.runs / name / "metrics.csv").exists()]
@@ -27,21 +28,26 @@ def main() -> None:
             f"{args.runs} has no metrics.csv of {' or '.join(NAMES[args.lesson])} yet; train first, or pass --runs."
         )
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    plot_curves(names, args.runs, ROOT / args.lesson / "figures", args.output_dir)
+    plot_curves(names, args.runs, ROOT / args.lesson / "figures", args.output_dir, args.seeds)
     print(f"{args.output_dir / 'curves.png'} is drawn.")
 
 
-def plot_curves(names: list[str], runs: Path, expected: Path, folder: Path) -> None:
+def plot_curves(names: list[str], runs: Path, expected: Path, folder: Path, seeds: list[Path]) -> None:
     """The losses of RUNS/NAME/metrics.csv over those of EXPECTED/NAME.csv to FOLDER/curves.png, and averaged to
-    FOLDER/NAME.csv."""
+    FOLDER/NAME.csv, with the lowest and the highest of these runs and the `seeds`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(names), 3), dpi=90, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        yours = averages(read_numbers(runs / name / "metrics.csv"))
+        yours, *others = (averages(read_numbers(folder / name / "metrics.csv")) for folder in (runs, *seeds))
+        for row, *same_step in zip(yours, *others):
+            losses = [one["loss"] for one in (row, *same_step)]
+            row |= {"loss_low": min(losses), "loss_high": max(losses)}
         expectation = read_numbers(expected / f"{name}.csv")
         for label, rows in (("expected", expectation), ("yours", yours)):
             axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=label)
+        step, low, high = ([row[key] for row in expectation] for key in ("step", "loss_low", "loss_high"))
+        axes.fill_between(step, low, high, alpha=0.3, label="expected, several seeds")
         axes.set_title(f"{name}, loss", fontsize=9)
         axes.set_xlabel("step")
         losses = torch.tensor([row["loss"] for row in [*expectation, *yours]])
