@@ -59,7 +59,7 @@ def main() -> None:
     device = get_device()
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
     playground = Playground(pipeline, cache(partial(load_clip, args, pipeline.data, device)))
-    serve(playground.page(), args.port, args.share)
+    serve(playground.page(), args.port, args.share).block_thread()
 
 
 @dataclass

@@ -60,7 +60,7 @@ def main() -> None:
     if not args.dataset and source.dataset == "mnist":
         source = replace(source, dataset=None)  # where it cannot be downloaded, its 5,000 digits will do
     _, test_set, _ = load_images(source, args.data_dir, pipeline.device)
-    serve(Playground(pipeline, test_set).page(), args.port, args.share)
+    serve(Playground(pipeline, test_set).page(), args.port, args.share).block_thread()
 
 
 class Playground:

@@ -52,8 +52,9 @@ def add_page_flags(parser: ArgumentParser) -> None:
     )
 
 
-def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None:
-    """Show a page, on this machine only unless `share`: from a script until Ctrl-C, from a notebook below its cell.
+def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> gr.Blocks:
+    """Show a page, on this machine only unless `share`; a notebook shows it below the cell. Returns it, for a script to wait
+    with block_thread() until Ctrl-C.
 
     Raises UserError if the port is taken.
     """
@@ -61,9 +62,11 @@ def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> None
     options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "ssr_mode": False}
     looks = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": [], "run_history": False}
     try:
-        page.queue(max_size=20).launch(**options, **looks)
+        _, here, shared = page.queue(max_size=20).launch(prevent_thread_lock=True, quiet=True, **options, **looks)
     except OSError as error:
         raise UserError(f"The page cannot be served at port {port}; choose another --port.") from error
+    print(f"The page is at {shared or here}", flush=True)
+    return page
 
 
 @contextlib.contextmanager
