@@ -5,7 +5,9 @@ made anew.
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from browser import PATIENCE, Server, Visitor, needs_browser
@@ -17,6 +19,7 @@ from dall_e import filtered_probs
 
 from lesson_08.generate_mnist import DEFAULT_SAMPLING, Pipeline
 from lesson_08.playground import SLIDERS, Playground
+from utils.cli import UserError
 
 PICTURES = "The pictures"
 NOISE = "x_t above the x_0 that is predicted of it"
@@ -48,6 +51,34 @@ def test_the_distribution_shown_is_that_of_the_draw(playground, change):
         index = torch.searchsorted(probs.cumsum(dim=0), u[which, place], right=True)
         assert codes[index] == drawing.image_tokens[which, place]
         assert probs.sum() == pytest.approx(1) and (not change.get("top_k") or (probs > 0).sum() <= 4)
+
+
+@pytest.mark.parametrize("row, column, y, x", [(0, 0, 0, 0), (1, 1, 2, 3), (1, 3, 6, 6)])
+def test_a_click_finds_its_token(playground, row, column, y, x):
+    """Pictures have 28 pixels of five, cells of four, and a frame of one."""
+    click = Namespace(index=[5 * (30 * column + 1 + 4 * x + 2), 5 * (30 * row + 1 + 4 * y + 2)])
+    assert playground.clicked(click) == (4 * row + column + 1, 7 * y + x + 1)
+    frame = Namespace(index=[5 * 30 * column, 5 * 30 * row])
+    assert playground.clicked(frame) == (4 * row + column + 1, 1)
+
+
+def test_what_is_kept_of_a_drawing_is_its_top(playground):
+    canvas = np.zeros((280, 280, 4), dtype=np.uint8)
+    canvas[..., 3] = 255
+    canvas[40:80, 100:120, :3] = 255
+    top = playground.top_of({"composite": canvas}, rows=2)
+    expected = torch.zeros(1, 1, 8, 28)
+    expected[:, :, 4:8, 10:12] = 1
+    torch.testing.assert_close(top, expected)
+    with pytest.raises(UserError, match="no canvas"):
+        playground.top_of({"composite": None}, rows=2)
+
+
+def test_what_a_code_would_show_is_around_its_place(playground):
+    *_, (_, drawing) = playground.draw("eight", 0, False, *DEFAULT_SAMPLING.values())
+    drawn = drawing.image_tokens[2, 24:25]
+    (shown,) = playground.around(drawing, 2, 24, drawn)
+    torch.testing.assert_close(shown, playground.pipeline.dvae.decode(drawing.image_tokens[2:3])[0, :, 8:20, 8:20])
 
 
 def test_filtered_probs_leave_the_others_as_they_were():
