@@ -198,6 +198,32 @@ def test_torchrun_starts_two_processes(tmp_path):
     assert (tmp_path / "dvae-2.pt").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_the_threads_that_talk_to_the_others_end_before_python_does(tmp_path):
+    """One that frees a tensor while Python ends aborts its process, now and then, after all the work is done."""
+    (tmp_path / "program.py").write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+import torch
+from torch import nn
+from utils.machine import processes
+
+def main():
+    nn.parallel.DistributedDataParallel(nn.Linear(1, 1))(torch.ones(1, 1)).sum().backward()
+
+def threads():
+    return {{path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}}
+
+with processes():
+    main()
+    assert any("gloo" in name for name in threads())
+assert not any("gloo" in name for name in threads()), threads()
+""")
+    result = subprocess.run([*TORCHRUN, tmp_path / "program.py"], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
     process = subprocess.Popen(
         [*TORCHRUN, ROOT / "tests/line.py", tmp_path, "total=10000", "seconds=0.01"],

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import math
 import os
 import signal
@@ -44,10 +46,12 @@ def processes():
         if device.index >= torch.cuda.device_count():
             raise UserError(f"There are more processes than GPUs, which are {torch.cuda.device_count()}.")
         torch.cuda.set_device(device)
+    importlib.import_module("torch.distributed.nn")  # its functions' defaults are the group, if there is one by then
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
+        gc.collect()  # the group's threads end with the last reference to it; one at work while Python ends is an abort
         dist.destroy_process_group()
 
 
