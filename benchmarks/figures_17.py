@@ -12,6 +12,7 @@ from diffusion import Diffusion, guided
 from diffusion_decoder import from_x_0, to_x_0
 from diffusion_prior import draw_image_embed
 from diffusion_upsampler import shrink
+from edit_mnist import principal_components
 from figures import add_figure_flags, draw_figures, save_rows
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
@@ -45,10 +46,8 @@ def embeddings(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> N
     shown = test_set.at_random(2000)
     image_embed = pipeline.clip.encode_images(shown)
     text_embed, _ = pipeline.clip.encode_prompts(DIGIT_CAPTIONS, pipeline.device)
-    mean = image_embed.mean(dim=0)
-    _, directions = torch.linalg.eigh(torch.cov((image_embed - mean).T))  # columns, the widest spread last
-    directions = directions[:, [-1, -2]]
-    image_xy, text_xy = (((embed - mean) @ directions).cpu() for embed in (image_embed, text_embed))
+    mean, directions = principal_components(image_embed)
+    image_xy, text_xy = (((embed - mean) @ directions[:2].T).cpu() for embed in (image_embed, text_embed))
     figure = Figure(figsize=(7, 6), dpi=80, layout="constrained")
     axes = figure.subplots()
     points = axes.scatter(*image_xy.T, c=digits_of(shown).cpu(), cmap="tab10", s=5)

@@ -39,7 +39,7 @@ def plot_curves(names: list[str], runs: Path, expected: Path, folder: Path, seed
 
     figure = Figure(figsize=(3.6 * len(names), 3), dpi=90, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        yours, *others = (averages(read_numbers(folder / name / "metrics.csv")) for folder in (runs, *seeds))
+        yours, *others = (averages(read_numbers(run / name / "metrics.csv")) for run in (runs, *seeds))
         for row, *same_step in zip(yours, *others):
             losses = [one["loss"] for one in (row, *same_step)]
             row |= {"loss_low": min(losses), "loss_high": max(losses)}

@@ -20,7 +20,6 @@ from utils.cli import ArgumentParser, UserError, start
 from utils.digits import INKS
 from utils.machine import get_device
 from utils.playground import (
-    LONGEST,
     ONE_AT_A_TIME,
     PICTURE,
     SCALE,
@@ -29,9 +28,11 @@ from utils.playground import (
     gr,
     in_a_sentence,
     picture,
+    prompt_row,
     seed_field,
     serve,
     slider,
+    sliders,
 )
 from utils.plots import to_picture
 from utils.samples import nearest_candidates
@@ -84,16 +85,11 @@ class Playground:
             gr.Markdown(
                 "# DALL·E, token by token\nA transformer writes image tokens, one after another; a dVAE paints them."
             )
-            with gr.Row():
-                prompt = gr.Textbox(self.pipeline.data["examples"][0], label="Prompt", max_length=LONGEST, scale=4)
-                button = gr.Button("Draw", variant="primary")
+            prompt, button = prompt_row(self.pipeline.data["examples"][0])
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
                     seed = seed_field()
-                    sampling = [
-                        slider(low, high, DEFAULT_SAMPLING[name], step, label=name.replace("_", " "))
-                        for name, (low, high, step) in SLIDERS.items()
-                    ]
+                    sampling = sliders(SLIDERS, DEFAULT_SAMPLING)
                     chooses = gr.Checkbox(
                         label=f"Draw {NUM_CANDIDATES}, and keep the {NUM_SHOWN} that CLIP finds nearest"
                     )

@@ -149,9 +149,7 @@ def components(pipeline: Pipeline, train_set: CaptionedImages, test_set: Caption
     """Section 4: z_i with only the first principal components of all embeddings left, with the image's x_T and a random
     one."""
     x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
-    of_all = pipeline.clip.encode_images(train_set)
-    mean = of_all.mean(dim=0)
-    _, _, directions = torch.linalg.svd(torch.cov((of_all - mean).T))  # rows, the widest spread first
+    mean, directions = principal_components(pipeline.clip.encode_images(train_set))
     numbers = [number for number in NUM_COMPONENTS if number <= len(mean)]
     random_x_T = SeededNoise([args.seed + i for i in range(len(x_T))]).randn(x_T.shape).to(x_T)
     cells, captions = [], []
@@ -209,6 +207,13 @@ def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler
     """Images (B, C, H, H) in [0, 1] of z_i (B, E) and x_T (B, C, H, H), without caption and guidance. The predicted x_0 is
     not cut off on the way, as it is not in `split`: then eta 0 gives the image back."""
     return decode_image_embed(decoder, z_i, None, x_T, num_steps=num_steps, x_0_range=math.inf, **sampler)
+
+
+def principal_components(z_i: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (E,) of embeddings (N, E), and the directions along which they spread, (E, E), one a row, the widest first."""
+    mean = z_i.mean(dim=0)
+    _, directions = torch.linalg.eigh(torch.cov((z_i - mean).T))  # columns, the widest last
+    return mean, directions.flip(1).T
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:

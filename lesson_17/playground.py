@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusion import guided
 from diffusion_decoder import from_x_0
-from edit_mnist import choose_images, decode, inpaint, slerp, split, text_difference
+from edit_mnist import choose_images, decode, inpaint, principal_components, slerp, split, text_difference
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, UserError, start
@@ -19,7 +19,6 @@ from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.digits import DIGIT_WORDS, INKS, asked_for
 from utils.machine import get_device
 from utils.playground import (
-    LONGEST,
     ONE_AT_A_TIME,
     PICTURE,
     add_page_flags,
@@ -27,9 +26,11 @@ from utils.playground import (
     gr,
     in_a_sentence,
     picture,
+    prompt_row,
     seed_field,
     serve,
     slider,
+    sliders,
 )
 from utils.plots import to_picture
 from utils.samples import SeededNoise
@@ -71,13 +72,12 @@ class Playground:
         self.parts = lru_cache(maxsize=64)(self.parts)  # a slider asks for the same ones again and again
 
     def page(self) -> gr.Blocks:
-        examples = self.test_set.captions
         with gr.Blocks(title="DALL·E 2, step by step") as page:
             gr.Markdown(
                 "# DALL·E 2, step by step\nA prior draws a CLIP image embedding for a caption, and a decoder an image that has it."
             )
             with gr.Tab("Draw"):
-                embeddings = self.noise_tab(page, examples[0])
+                embeddings = self.noise_tab(page)
             with gr.Tab("Embeddings"):
                 gr.Markdown(
                     f"CLIP's embeddings of {NUM_POINTS} test images, and those that the prior drew for the prompt, on the two "
@@ -94,65 +94,48 @@ class Playground:
                 gr.on([page.load, embeddings.change], self.plot, [embeddings], plot, **ONE_AT_A_TIME)
             if not self.pipeline.upsamplers:  # of what they add, no x_T is known
                 with gr.Tab("Between images"):
-                    self.between_tab(page, examples)
+                    self.between_tab(page)
                 with gr.Tab("Text difference"):
-                    self.difference_tab(page, examples)
+                    self.difference_tab(page)
                 with gr.Tab("Fill in"):
-                    self.fill_tab(page, examples)
+                    self.fill_tab(page)
         return page
 
-    def noise_tab(self, page: gr.Blocks, example: str) -> gr.State:
+    def noise_tab(self, page: gr.Blocks) -> gr.State:
         """Pictures of a prompt, and how they come out of noise. Returns their embeddings."""
-        with gr.Row():
-            prompt = gr.Textbox(example, label="Prompt", max_length=LONGEST, scale=4)
-            button = gr.Button("Draw", variant="primary")
+        prompt, button = prompt_row(self.test_set.captions[0])
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 seed = seed_field()
-                sliders = [
-                    slider(low, high, DEFAULT_SAMPLING[name], step, label=name.replace("_", " "))
-                    for name, (low, high, step) in SLIDERS.items()
-                ]
+                sampling = sliders(SLIDERS, DEFAULT_SAMPLING)
                 eta = slider(0, 1, 0, 0.1, "eta of ddim")
                 sampler = gr.Radio(["ddim", "ddpm"], value=DEFAULT_SAMPLING["sampler"], label="Sampler")
             with gr.Column(scale=2, min_width=300):
                 shown = gr.Image(alt_text="x_t above the x_0 that is predicted of it", **PICTURE)
                 gr.Markdown("Above: x_t, from noise to picture. Below: the x_0 that the decoder predicts of it.")
         embeddings = gr.State()
-        inputs, outputs = [prompt, seed, *sliders, eta, sampler], [shown, embeddings]
+        inputs, outputs = [prompt, seed, *sampling, eta, sampler], [shown, embeddings]
         gr.on([button.click, prompt.submit], self.draw, inputs, outputs, **ONE_AT_A_TIME)
         settings = [setting.change for setting in inputs[1:]]
         gr.on([page.load, *settings], self.redraw, inputs, outputs, trigger_mode="always_last", **ONE_AT_A_TIME)
         return embeddings
 
-    def between_tab(self, page: gr.Blocks, examples: list[str]) -> None:
-        with gr.Row():
-            first, second = (gr.Textbox(examples[i % len(examples)], label="A test image of") for i in (3, 8))
-            seed = seed_field()
+    def between_tab(self, page: gr.Blocks) -> None:
+        first, second, seed = self.two_captions("A test image of", "A test image of")
         fraction = slider(0, 1, 0.5, 0.05, "Fraction of the way")
         moving = gr.Radio(PARTS, value=PARTS[0], label="What moves")
         shown = gr.Image(alt_text="Two test images and one between them", **PICTURE)
         inputs = [first, second, seed, fraction, moving]
         answer_to(page, self.between, inputs, shown)
 
-    def difference_tab(self, page: gr.Blocks, examples: list[str]) -> None:
-        with gr.Row():
-            caption, to_caption = (
-                gr.Textbox(examples[i % len(examples)], label=label)
-                for i, label in ((3, "A test image of"), (8, "Toward the caption"))
-            )
-            seed = seed_field()
+    def difference_tab(self, page: gr.Blocks) -> None:
+        caption, to_caption, seed = self.two_captions("A test image of", "Toward the caption")
         fraction = slider(0, 1, 0.5, 0.05, "Fraction of the way to the difference")
         shown = gr.Image(alt_text="A test image and what it becomes", **PICTURE)
         answer_to(page, self.difference, [caption, to_caption, seed, fraction], shown)
 
-    def fill_tab(self, page: gr.Blocks, examples: list[str]) -> None:
-        with gr.Row():
-            caption, prompt = (
-                gr.Textbox(examples[i % len(examples)], label=label)
-                for i, label in ((3, "A test image of"), (8, "Fill what is painted over with"))
-            )
-            seed = seed_field()
+    def fill_tab(self, page: gr.Blocks) -> None:
+        caption, prompt, seed = self.two_captions("A test image of", "Fill what is painted over with")
         size = SCALE_OF_CANVAS * self.test_set.pixels.shape[-1]
         canvas = gr.ImageEditor(
             label="Paint over what is to be filled in",
@@ -168,11 +151,18 @@ class Playground:
         gr.on([page.load, caption.submit, seed.change], self.on_canvas, [caption, seed], canvas, **ONE_AT_A_TIME)
         button.click(self.fill, [canvas, caption, prompt, seed], shown, **ONE_AT_A_TIME)
 
+    def two_captions(self, *labels: str) -> tuple[gr.Textbox, gr.Textbox, gr.Number]:
+        """Fields, in a row, for two captions and a seed; the captions begin with two of the test images'."""
+        captions = self.test_set.captions
+        with gr.Row():
+            fields = [gr.Textbox(captions[i % len(captions)], label=label) for i, label in zip((3, 8), labels)]
+            return *fields, seed_field()
+
     def draw(self, prompt: str, seed: int, num_steps: int, scale: float, prior_scale: float, eta: float, sampler: str):
         """Step by step, x_t above the predicted x_0 (PIL image), and the embeddings (B, E) that the decoder was given."""
         with in_a_sentence():
             pipeline, settings = self.pipeline, {"num_steps": num_steps, "eta": eta, "sampler": sampler}
-            prompt = asked(prompt, self.pipeline.data)
+            prompt = self.asked(prompt)
             settings["randn"] = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
             image_embed, text_encodings, x_T = pipeline.inputs([prompt] * NUM_SHOWN, prior_scale, **settings)
             network = guided(pipeline.decoder, scale, image_embed, text_encodings)
@@ -186,18 +176,23 @@ class Playground:
         *_, last = self.draw(*inputs)
         return last
 
+    def asked(self, text: str | None) -> str:
+        """What a visitor typed as a prompt. Raises UserError if the models cannot be asked for it."""
+        return asked(text, self.pipeline.data)
+
     def parts(self, caption: str, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """A test image of a caption, (1, C, H, H) in [0, 1], its z_i (1, E) and its x_T (1, C, H, H).
 
         Raises UserError if no test image has that caption.
         """
-        caption = asked(caption, self.pipeline.data)
         return split(self.pipeline, choose_images(self.test_set, [caption], seed or 0), EDIT_STEPS)
 
     def between(self, first: str, second: str, seed: int, fraction: float, moving: str):
         """Two test images, and between them the image at a fraction of the way (section 3.2)."""
         with in_a_sentence():
-            (x_a, z_a, noise_a), (x_b, z_b, noise_b) = (self.parts(caption, seed) for caption in (first, second))
+            (x_a, z_a, noise_a), (x_b, z_b, noise_b) = (
+                self.parts(self.asked(caption), seed) for caption in (first, second)
+            )
             z_i = z_a if moving == "x_T alone" else slerp(z_a, z_b, fraction)
             x_T = noise_a if moving == "z_i alone" else slerp(noise_a, noise_b, fraction)
             return picture(torch.cat([x_a, decode(self.pipeline.decoder, z_i, x_T, EDIT_STEPS), x_b]), 3)
@@ -205,9 +200,9 @@ class Playground:
     def difference(self, caption: str, to_caption: str, seed: int, fraction: float):
         """A test image, and what it becomes when z_i turns toward the difference of two captions (section 3.3)."""
         with in_a_sentence():
-            to_caption = asked(to_caption, self.pipeline.data)
+            caption, to_caption = self.asked(caption), self.asked(to_caption)
             x_0, z_i, x_T = self.parts(caption, seed)
-            z_d = text_difference(self.pipeline, [asked(caption, self.pipeline.data)], [to_caption])
+            z_d = text_difference(self.pipeline, [caption], [to_caption])
             return picture(
                 torch.cat([x_0, decode(self.pipeline.decoder, slerp(z_i, z_d, fraction), x_T, EDIT_STEPS)]), 2
             )
@@ -215,14 +210,14 @@ class Playground:
     def on_canvas(self, caption: str, seed: int):
         """A test image of a caption, as large as the canvas."""
         with in_a_sentence():
-            x_0, _, _ = self.parts(caption, seed)
+            x_0, _, _ = self.parts(self.asked(caption), seed)
             return to_picture(F.interpolate(x_0, scale_factor=SCALE_OF_CANVAS)[0])
 
     def fill(self, canvas: dict, caption: str, prompt: str, seed: int):
         """A test image, the part that was painted over drawn anew for a prompt, in different ways."""
         with in_a_sentence():
-            prompt = asked(prompt, self.pipeline.data)
-            x_0, _, _ = self.parts(caption, seed)
+            prompt = self.asked(prompt)
+            x_0, _, _ = self.parts(self.asked(caption), seed)
             painted = torch.tensor(canvas["layers"][0][..., 3]) if canvas["layers"] else torch.zeros(x_0.shape[-2:])
             painted = F.adaptive_max_pool2d(painted[None].float(), x_0.shape[-2:])[0]
             if not painted.any():
@@ -238,9 +233,8 @@ class Playground:
         """The mean (E,) of test images' embeddings, the two directions (E, 2) of their widest spread, and a point for each."""
         images = self.test_set.at_random(NUM_POINTS)
         z_i = self.pipeline.clip.encode_images(images)
-        mean = z_i.mean(dim=0)
-        _, directions = torch.linalg.eigh(torch.cov((z_i - mean).T))  # columns, the widest spread last
-        directions = directions[:, [-1, -2]]
+        mean, directions = principal_components(z_i)
+        directions = directions[:2].T
         captions = [images.captions[i] for i in images.caption_ids[:, 0]]
         return mean, directions, points((z_i - mean) @ directions, [name_of(c) for c in captions], captions)
 
@@ -261,10 +255,10 @@ def answer_to(page: gr.Blocks, function, inputs: list, output) -> None:
 
 def name_of(caption: str) -> str:
     """What images of a caption are called in the plot: their ink, or their digit, or else "test images"."""
-    asked = asked_for(caption)
-    if asked["ink"] >= 0:
-        return list(INKS)[asked["ink"]]
-    return DIGIT_WORDS[asked["digit"]] if asked["digit"] >= 0 else "test images"
+    ink, digit = (asked_for(caption)[kind] for kind in ("ink", "digit"))
+    if ink >= 0:
+        return list(INKS)[ink]
+    return DIGIT_WORDS[digit] if digit >= 0 else "test images"
 
 
 def points(xy: Tensor, names: list[str], captions: list[str]) -> list[dict]:

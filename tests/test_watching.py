@@ -1,17 +1,14 @@
 """Long runs that people watch: TensorBoard's files say what the CSV files do, and a run's sample grids become an animation."""
 
-import csv
+import sys
 
 import pytest
 from PIL import Image
 from scripts import ROOT, TINY, read_image, refused, script, succeeds
 
+from utils.tables import read_numbers
+
 SHORT = ("lesson_08/train_dvae.py", *TINY, "--hidden_dim", 8, "--sample_every", 2, "--save_every", 2)
-
-
-def rows_of(file):
-    with open(file) as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def test_tensorboard_has_the_metrics_and_the_grids(tmp_path):
@@ -21,7 +18,7 @@ def test_tensorboard_has_the_metrics_and_the_grids(tmp_path):
     succeeds(*run, "--num_training_steps", 6, "--resume")
     board = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     for kind, file in (("training", "metrics.csv"), ("held_out", "held_out_metrics.csv")):
-        rows = rows_of(tmp_path / file)
+        rows = read_numbers(tmp_path / file)
         for name in rows[0].keys() - {"step"}:
             written = [(scalar.step, scalar.value) for scalar in board.Scalars(f"{kind}/{name}")]
             assert written == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in rows]
@@ -31,7 +28,7 @@ def test_tensorboard_has_the_metrics_and_the_grids(tmp_path):
 
 
 def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     result = script(*SHORT, "--tensorboard", "--num_training_steps", 2, "--output_dir", tmp_path)
     refused(result, "pip install tensorboard")
 
@@ -49,7 +46,7 @@ def test_a_run_becomes_an_animation(tmp_path):
     refused(script("utils/gif.py", tmp_path / "none"), "no sample grids")
 
 
-def test_the_gif_on_the_page_is_of_steps_in_order():
+def test_the_gif_on_the_page_has_many_steps_and_rests_on_the_last():
     with Image.open(ROOT / "lesson_08/figures/training.gif") as animation:
         assert animation.n_frames > 10
         animation.seek(animation.n_frames - 1)

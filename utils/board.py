@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from utils.cli import UserError
 
 
@@ -29,11 +27,11 @@ class Board:
 
     def show(self, file: Path, step: int) -> None:
         """A sample grid."""
+        import numpy as np
         from PIL import Image
 
         with Image.open(file) as image:
-            pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-            self.writer.add_image("samples", pixels.view(image.height, image.width, 3), step, dataformats="HWC")
+            self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

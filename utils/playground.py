@@ -93,6 +93,18 @@ def slider(low: float, high: float, value: float, step: float, label: str) -> gr
     return gr.Slider(low, high, value, step=step, precision=0 if step == 1 else None, label=label)
 
 
+def sliders(ranges: dict[str, tuple[float, float, float]], values: dict[str, float]) -> list[gr.Slider]:
+    """A slider for each of `ranges`, {name: (low, high, step)}, at its place in `values`."""
+    return [slider(low, high, values[name], step, name.replace("_", " ")) for name, (low, high, step) in ranges.items()]
+
+
+def prompt_row(example: str) -> tuple[gr.Textbox, gr.Button]:
+    """The field of a prompt, and the button beside it."""
+    with gr.Row():
+        prompt = gr.Textbox(example, label="Prompt", max_length=LONGEST, scale=4)
+        return prompt, gr.Button("Draw", variant="primary")
+
+
 def seed_field() -> gr.Number:
     return gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=0)
 
