@@ -67,7 +67,7 @@ FAILURES = {
         "lesson_08",
         [f"python generate_mnist.py {PROMPTS} --temperature 2 --guidance_scale 1"],
         DRAWN_8,
-        healthy=f"python generate_mnist.py {PROMPTS}",
+        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 1",
     ),
     "mismatched_null": Failure(
         "lesson_08",

@@ -29,8 +29,8 @@ if LESSON == "lesson_08":
     SETTINGS = {
         "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)],
         "temperature": [{"temperature": value} for value in (0.9, 0.8, 0.7)],
+        "top_k": [{"top_k": value} for value in (50, 20, 10, 5)],
         "top_p": [{"top_p": value} for value in (0.98, 0.95, 0.9, 0.8)],
-        "guidance_scale, top_p 0.95": [{"guidance_scale": s, "top_p": 0.95} for s in (1.1, 1.25, 1.5, 2.0)],
         "guidance_scale, growing from 1": [
             {"guidance_scale": scale, "first_guidance_scale": 1.0} for scale in (1.25, 1.5, 2.0, 2.5, 3.0)
         ],
