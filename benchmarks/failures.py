@@ -37,12 +37,12 @@ DRAWN_17 = "output/dall_e_2_samples/grid.png"
 FAILURES = {
     "collapse": Failure(
         "lesson_08",
-        ["python train_dvae.py --num_training_steps 550 --learning_rate 0.1 --output_dir output/broken"],
+        ["python lesson_08/train_dvae.py --num_training_steps 550 --learning_rate 0.1 --output_dir output/broken"],
         "output/broken/sample-550.png",
     ),
     "kl_rises": Failure(
         "lesson_08",
-        ["python train_dvae.py --dataset colored_mnist --num_training_steps 550 --output_dir output/broken"],
+        ["python lesson_08/train_dvae.py --dataset colored_mnist --num_training_steps 550 --output_dir output/broken"],
         "output/broken/sample-550.png",
         [
             (
@@ -54,43 +54,48 @@ FAILURES = {
     ),
     "kl_too_strong": Failure(
         "lesson_08",
-        ["python train_dvae.py --num_training_steps 550 --beta 3 --output_dir output/broken"],
+        ["python lesson_08/train_dvae.py --num_training_steps 550 --beta 3 --output_dir output/broken"],
         "output/broken/sample-550.png",
     ),
     "tau_too_high": Failure(
         "lesson_08",
-        ["python train_dvae.py --num_training_steps 550 --output_dir output/broken"],
+        ["python lesson_08/train_dvae.py --num_training_steps 550 --output_dir output/broken"],
         "output/broken/sample-550.png",
         [("dvae.py", "return cosine(1.0, 1 / 16, progress / 0.8)", "return 8.0")],
     ),
     "temperature_too_high": Failure(
         "lesson_08",
-        [f"python generate_mnist.py {PROMPTS} --temperature 2 --guidance_scale 1"],
+        [f"python lesson_08/generate_mnist.py {PROMPTS} --temperature 2 --guidance_scale 1"],
         DRAWN_8,
-        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 1",
+        healthy=f"python lesson_08/generate_mnist.py {PROMPTS} --guidance_scale 1",
     ),
     "mismatched_null": Failure(
         "lesson_08",
-        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4"],
+        [f"python lesson_08/generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4"],
         DRAWN_8,
         [("dall_e.py", "self.null_caption.expand_as(text_tokens)", "torch.ones_like(text_tokens)")],
-        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4",
+        healthy=f"python lesson_08/generate_mnist.py {PROMPTS} --guidance_scale 4 --first_guidance_scale 4",
     ),
     "clip_stuck": Failure(
         "lesson_17",
-        ["python train_mnist.py --stage clip --num_training_steps 250 --learning_rate 0.5"],
-        "output/clip/sample-250.png",
+        [
+            "python lesson_17/train_mnist.py --stage clip --num_training_steps 250 --learning_rate 0.5 --output_dir output/broken"
+        ],
+        "output/broken/clip/sample-250.png",
     ),
     "unscaled": Failure(
         "lesson_17",
-        ["python train_mnist.py --stage prior", "python generate_mnist.py --prompts two seven --num_samples 10"],
+        [
+            "python lesson_17/train_mnist.py --stage prior --clip_checkpoint output/clip/clip-1200.pt --output_dir output/broken",
+            "python lesson_17/generate_mnist.py --prompts two seven --num_samples 10 --prior_checkpoint output/broken/prior/prior-2400.pt",
+        ],
         DRAWN_17,
         [("train_prior.py", "prior.fit_scale(image_embed)", "pass")],
-        healthy="python generate_mnist.py --prompts two seven --num_samples 10",
+        healthy="python lesson_17/generate_mnist.py --prompts two seven --num_samples 10",
     ),
     "wrong_null": Failure(
         "lesson_17",
-        [f"python generate_mnist.py {PROMPTS} --guidance_scale 4"],
+        [f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 4"],
         DRAWN_17,
         [
             (
@@ -99,13 +104,13 @@ FAILURES = {
                 "drop_condition(image_embed, 0 * self.null_image_embed, image_dropout)",
             )
         ],
-        healthy=f"python generate_mnist.py {PROMPTS} --guidance_scale 4",
+        healthy=f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 4",
     ),
     "too_few_steps": Failure(
         "lesson_17",
-        [f"python generate_mnist.py {PROMPTS} --sampling_steps 1"],
+        [f"python lesson_17/generate_mnist.py {PROMPTS} --sampling_steps 1"],
         DRAWN_17,
-        healthy=f"python generate_mnist.py {PROMPTS}",
+        healthy=f"python lesson_17/generate_mnist.py {PROMPTS}",
     ),
 }
 
@@ -156,8 +161,8 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
     data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
     for command in failure.commands:
         _, script, *flags = shlex.split(command)
-        takes_data = [] if script == "generate_mnist.py" and failure.lesson == "lesson_17" else data
-        subprocess.run([sys.executable, f"{failure.lesson}/{script}", *flags, *takes_data], cwd=root, check=True)
+        takes_data = [] if script == "lesson_17/generate_mnist.py" else data
+        subprocess.run([sys.executable, script, *flags, *takes_data], cwd=root, check=True)
     return root / failure.picture
 
 
