@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusion_decoder import decode_image_embed
 from diffusion_prior import draw_image_embed
 from benchmarks.figures import save_rows
+from benchmarks.train_scorer import train_scorer
 from lesson_08.generate_mnist import DEFAULT_SAMPLING as DALL_E_SAMPLING
 from lesson_08.generate_mnist import Pipeline as DallEPipeline
 from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
@@ -26,7 +27,7 @@ from utils.data import CaptionedImages, add_data_flags, data_source, load_images
 from utils.digits import DIGIT_CAPTIONS, digit_caption_ids
 from utils.machine import get_device
 from utils.samples import SeededNoise
-from utils.scoring import Scorer, nearest_ink, train_scorer, wilson_interval
+from utils.scoring import Scorer, nearest_ink, wilson_interval
 from utils.tables import write_rows
 from utils.two_digits import captions_of_two, cut_apart, never_together, two_asked_for
 

@@ -33,7 +33,7 @@ def main() -> None:
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     if source.dataset != "colored_mnist":
         raise UserError(f"Edits are measured on colored_mnist; these models learned {source.dataset}.")
-    judge = Judge(source, train_set, test_set, args.output_dir)
+    judge = Judge(source, train_set, test_set)
     rows = []
     for measure in (measure_variations, measure_text_diff, measure_inpaint):
         for row in measure(pipeline, judge, args):

@@ -59,7 +59,7 @@ def main() -> None:
     device = get_device()
     pipeline, clip = load_models(args, device)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
-    judge = Judge(source, train_set, test_set, args.output_dir)
+    judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"frontier_{LESSON}.csv"
     write_rows(file, [] if args.settings else [row for row in read_rows(file) if row["family"] != "candidates"])

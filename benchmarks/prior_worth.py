@@ -27,7 +27,7 @@ def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(args, get_device())
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
-    judge = Judge(source, train_set, test_set, args.output_dir)
+    judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     # The last group of prompts: in color, those of pairs never seen.
     asked = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), args.num_samples).groups

@@ -25,7 +25,7 @@ def main() -> None:
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
     Threads(0)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
-    judge = Judge(source, train_set, test_set, args.output_dir)
+    judge = Judge(source, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     image_tokens = test_set.map(pipeline.dvae.encode)

@@ -31,7 +31,7 @@ def main() -> None:
     pipeline = Pipeline.load(args, device)
     Threads(0)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
-    judge = Judge(source, train_set, test_set, args.output_dir)
+    judge = Judge(source, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
     torch.manual_seed(0)

@@ -14,10 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torchvision.transforms.functional import pil_to_tensor
-
-from utils.scoring import Scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
@@ -134,9 +131,3 @@ def read_image(path):
 def files_of(folder):
     """The names of the files that a run leaves, but for its lock."""
     return {path.name for path in folder.iterdir()} - {".lock", ".running"}
-
-
-def put_untrained_scorer(folder):
-    """A scorer that knows nothing, where an evaluation of the 5,000 digits would keep its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(Scorer().state_dict(), folder / "scorer-4500.safetensors")

@@ -5,10 +5,11 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
-from scripts import ROOT, TINY, put_untrained_scorer, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, read_image, refused, script, succeeds
 
 from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, weights_of
 from utils.cli import UserError
+from utils.scoring import SCORER_FILE
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,7 @@ def test_a_broken_file_is_answered_in_one_sentence(tmp_path):
     (tmp_path / "dvae.safetensors").write_bytes(b"no weights")
     flags = ("--dvae_checkpoint", tmp_path / "dvae.safetensors", "--dall_e_checkpoint", tmp_path / "dvae.safetensors")
     refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint that can be read")
-    put_untrained_scorer(tmp_path)  # a file of weights without a checkpoint's header
-    (tmp_path / "scorer-4500.safetensors").rename(tmp_path / "dvae.safetensors")
+    shutil.copy(SCORER_FILE, tmp_path / "dvae.safetensors")  # weights without a checkpoint's header
     refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint of this project")
 
 

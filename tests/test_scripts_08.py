@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from frozen_clip import FrozenCLIP
-from scripts import ROOT, TINY, files_of, put_untrained_scorer, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, files_of, read_image, refused, script, succeeds
 
 TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
 
@@ -132,7 +132,6 @@ def test_completion(trained, tmp_path):
 
 
 def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
-    put_untrained_scorer(tmp_path)
     result = succeeds(
         *("lesson_08/evaluate_mnist.py", *models(trained), "--dataset", "mnist_5k"),
         *("--num_samples", 2, "--guidance_scale", 1, "--output_dir", tmp_path),

