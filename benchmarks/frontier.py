@@ -142,9 +142,7 @@ def parse_args():
     parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 keeps the other settings' rows")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
     if LESSON == "lesson_08":
-        parser.add_argument(
-            "--clip_checkpoint", help="(default: the newest in output/clip, or the one that comes along)"
-        )
+        parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip, or the included one)")
         parser.set_defaults(clip_model=None)
     add_model_flags(parser)
     add_data_flags(parser)

@@ -54,7 +54,7 @@ class Pipeline:
     def load(
         cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device, pretrained: str | None = None
     ) -> "Pipeline":
-        """From checkpoint files, the newest ones for None; or the weights that come along for the data set `pretrained`.
+        """From checkpoint files, the newest ones for None; or the included weights for the data set `pretrained`.
 
         Raises UserError if there are none, or they do not match.
         """
@@ -146,13 +146,15 @@ def parse_args():
         "--complete_rows",
         type=bounded(int, 0),
         default=0,
-        help="keep so many rows of tokens of test images, and draw the rest",
+        help="take this many rows of tokens from a test image, of --dataset, and draw the rest",
     )
     parser.add_argument(
         "--clip_checkpoint",
-        help="chooses among --candidates (default: the newest in output/clip, or the one that comes along)",
+        help="chooses among --candidates (default: the newest in output/clip, or the included one)",
     )
-    parser.add_argument("--clip_model", metavar="NAME", help="a pretrained CLIP, which chooses in its place")
+    parser.add_argument(
+        "--clip_model", metavar="NAME", help="a pretrained CLIP to choose, in place of --clip_checkpoint"
+    )
     add_model_flags(parser)
     add_data_flags(parser)
     args = parser.parse_args()
@@ -172,7 +174,7 @@ def add_model_flags(parser: ArgumentParser) -> None:
 
 
 def load_clip(args, data: dict, device) -> FrozenCLIP:
-    """The CLIP that chooses among candidates: the one that was named, the newest, or the one that comes along for `data`.
+    """The CLIP that chooses among candidates: the one that was named, the newest, or the included one for `data`.
 
     Raises UserError if there is none, or it learned from other images.
     """
@@ -187,7 +189,9 @@ def load_clip(args, data: dict, device) -> FrozenCLIP:
 
 def add_sampling_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--temperature", type=bounded(float, 0, 100), help="below 1 plays safe; 0 takes the likeliest token"
+        "--temperature",
+        type=bounded(float, 0, 100),
+        help="below 1, likely tokens become likelier; 0 takes the likeliest",
     )
     parser.add_argument("--top_k", type=bounded(int, 0), help="draw among the k likeliest tokens; 0: among all")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A page to play with DALL·E: pictures appear token by token, and each token shows what it was drawn from. Needs gradio."""
+"""A playground for DALL·E: pictures appear token by token, and each token shows what it was drawn from. Needs gradio."""
 
 import base64
 import io
@@ -54,8 +54,10 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     add_page_flags(parser)
     add_model_flags(parser)
-    parser.add_argument("--clip_checkpoint", help="chooses among candidates (default: the newest, or what comes along)")
-    parser.add_argument("--clip_model", metavar="NAME", help="a pretrained CLIP, which chooses in its place")
+    parser.add_argument("--clip_checkpoint", help="chooses among candidates (default: the newest, or the included one)")
+    parser.add_argument(
+        "--clip_model", metavar="NAME", help="a pretrained CLIP to choose, in place of --clip_checkpoint"
+    )
     args = parser.parse_args()
     device = get_device()
     pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)

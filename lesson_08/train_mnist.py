@@ -62,7 +62,7 @@ def main() -> None:
 
     dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae")
     if dvae_file is None:
-        raise UserError("There is no dVAE yet; train one with python train_dvae.py.")
+        raise UserError("There is no dVAE yet; train one with python lesson_08/train_dvae.py, at the root.")
     dvae_checkpoint = load_checkpoint(dvae_file, "dvae")
     dvae = load_model(dvae_checkpoint, DiscreteVAE, DVAEConfig).to(device)
     train_set, test_set, source = load_images(data_source(args, dvae_checkpoint["data"]), args.data_dir, device)

@@ -3,11 +3,11 @@
 An image is split in two: z_i, its CLIP embedding, which is what CLIP sees in it; and x_T, the noise from which the decoder,
 given z_i, comes back to the image, which is everything else. Change one and keep the other:
 
-variations      the same z_i, and fresh noise on the way from x_T (section 3.1)
-interpolation   from one image's z_i and x_T to another's, and each of the two alone (section 3.2)
-text_diff       z_i turned toward the difference of two captions, the same x_T (section 3.3)
-components      z_i cut to its first principal components, the same x_T and a random one (section 4)
-inpaint         a box of the image drawn anew for another caption (RePaint, arXiv 2201.09865)
+variations:     the same z_i, and fresh noise on the way from x_T (section 3.1)
+interpolation:  from one image's z_i and x_T to another's, and each of the two alone (section 3.2)
+text_diff:      z_i turned toward the difference of two captions, the same x_T (section 3.3)
+components:     z_i cut to its first principal components, the same x_T and a random one (section 4)
+inpaint:        a box of the image drawn anew for another caption (RePaint, arXiv 2201.09865)
 
 R rows of the figure, K images in a row, B images, E size of CLIP's embeddings, C image channels, H image height and width.
 """
@@ -62,21 +62,24 @@ def main() -> None:
 
 
 def parse_args():
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("mode", choices=list(EDITS))
+    about, split_in_two, modes, _ = __doc__.split("\n\n")
+    parser = ArgumentParser(f"{about} {split_in_two}", usage="%(prog)s MODE [flags]")
+    parser.add_argument(
+        "mode", choices=list(EDITS), help="; ".join(" ".join(mode.split()) for mode in modes.splitlines())
+    )
     parser.add_argument(
         "--prompts",
         nargs="+",
         metavar="PROMPT",
         help="a test image of each is edited; interpolation, text_diff and inpaint take them two by two, from and to "
-        "(default: some)",
+        "(default: eight of the digits' captions, or of those of the test images)",
     )
     parser.add_argument("--eta", type=bounded(float, 0, 1), default=1.0, help="how much fresh noise variations get")
     parser.add_argument(
         "--fraction",
         type=bounded(float, 0, 1),
         default=0.5,
-        help="how far text_diff turns, of the way to the difference",
+        help="how far text_diff turns the embedding: 0 not at all, 1 to the difference of the captions",
     )
     parser.add_argument(
         "--box",
@@ -87,9 +90,14 @@ def parse_args():
         help="the pixels that inpaint draws anew",
     )
     parser.add_argument(
-        "--guidance_scale", type=bounded(float, 0, 100), default=DEFAULT_SAMPLING["guidance_scale"], help="of inpaint"
+        "--guidance_scale",
+        type=bounded(float, 0, 100),
+        default=DEFAULT_SAMPLING["guidance_scale"],
+        help="of the decoder, in inpaint",
     )
-    parser.add_argument("--sampling_steps", type=bounded(int, 5, 1000), default=50, help="there and back")
+    parser.add_argument(
+        "--sampling_steps", type=bounded(int, 5, 1000), default=50, help="from the image to x_T, and again back"
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images and of fresh noise")
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "output" / "dall_e_2_samples", help="where the figure goes"

@@ -40,7 +40,7 @@ def add_model_flags(parser: ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="one for each doubling of the decoder's images, if they are smaller than the data's (default: the newest in "
-        "output/upsampler_28, or whatever size they draw)",
+        "output/upsampler_SIZE)",
     )
     parser.add_argument(
         "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"

@@ -1,4 +1,4 @@
-"""A page to play with DALL·E 2: noise recedes step by step, and images are edited by their embeddings. Needs gradio."""
+"""A playground for DALL·E 2: noise recedes step by step, and images are edited by their embeddings. Needs gradio."""
 
 import sys
 from dataclasses import replace

@@ -38,8 +38,8 @@ STAGES = {
 FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id", "small_size"}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
 DECODER_IMAGE_SIZE = (
-    "size of the images that the decoder draws, which up-samplers then double until they have the data's (default: the "
-    "data's, without up-samplers; for --stage upsampler half of it)"
+    "size of the images that the decoder draws; up-samplers double it until it is the data's (default: the data's, without "
+    "up-samplers; for --stage upsampler half of the data's)"
 )
 TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
 

@@ -1,4 +1,4 @@
-"""The pages' figures are what their commands draw with the weights that come along: none is of an older model or of older code."""
+"""The pages' figures are what their commands draw with the included weights: none is of an older model or of older code."""
 
 import pytest
 from scripts import ROOT, read_image, succeeds

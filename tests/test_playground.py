@@ -1,4 +1,4 @@
-"""The pages to play with, in a real browser. With SCREENSHOTS=1 in the environment, their pictures on the lessons' pages are
+"""The playgrounds, in a real browser. With SCREENSHOTS=1 in the environment, their pictures on the lessons' pages are
 made anew.
 """
 

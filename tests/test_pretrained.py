@@ -1,4 +1,4 @@
-"""The weights that come along: made from checkpoints, and found where nothing is trained; test_scoring.py has how good they are."""
+"""The included weights: made from checkpoints, and found where nothing is trained; test_scoring.py has how good they are."""
 
 import shutil
 

@@ -148,7 +148,7 @@ def test_the_weights_that_come_along_draw_what_is_asked_for(lesson, dataset, dig
 
 
 def pretrained(lesson, dataset):
-    """A lesson's models with the weights that come along, and their default sampling."""
+    """A lesson's models with the included weights, and their default sampling."""
     if lesson == "lesson_08":
         import generate_mnist
 

@@ -14,8 +14,10 @@ import torch
 from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
-PRETRAINED = ("mnist", "colored_mnist")  # data sets for whose models trained weights come along
-PRETRAINED_HELP = "take the trained weights that come along for this data set, and no checkpoints (default: mnist, if nothing is trained)"
+PRETRAINED = ("mnist", "colored_mnist")  # data sets whose trained weights are included
+PRETRAINED_HELP = (
+    "take the included weights for this data set, and no checkpoints (default: mnist, if nothing is trained)"
+)
 CONTENTS = {
     "name",
     "config",
@@ -72,7 +74,7 @@ def find_checkpoint(given: str | None, name: str, folder: Path | None = None) ->
 
 def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str | None) -> dict[str, Path]:
     """The files of models that are used together, {name: file}: `given`, the newest ones for None. If there is none at all,
-    they are those that come along, trained on MNIST, in `folder`; with `pretrained`, those that come along for that data set.
+    they are the included ones for MNIST, in `folder`; with `pretrained`, those for that data set.
 
     Raises UserError if one of them does not exist, or files are given beside `pretrained`.
     """
@@ -87,13 +89,13 @@ def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str
         raise UserError(
             f"There is a {there} checkpoint, but no {missing[0]} yet; train it, or pass --pretrained mnist."
         )
-    come_along = folder / (pretrained or PRETRAINED[0])
+    included = folder / (pretrained or PRETRAINED[0])
     if not pretrained:
-        say(f"There is no {' or '.join(given)} checkpoint in output/; taking the weights that come along, {come_along}")
-    files = {name: come_along / f"{name}.safetensors" for name in given}
+        say(f"There is no {' or '.join(given)} checkpoint in output/; taking the included weights, {included}")
+    files = {name: included / f"{name}.safetensors" for name in given}
     for file in files.values():
         if not file.exists():
-            raise UserError(f"{file}, which should come along, is missing; get the repository anew, or train.")
+            raise UserError(f"{file} belongs to the repository and is missing; clone the repository again, or train.")
     return files
 
 

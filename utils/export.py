@@ -1,4 +1,4 @@
-"""Make the weights that come along from checkpoints: safetensors in half precision, with all that the model needs to be used.
+"""Make the included weights from checkpoints: safetensors in half precision, with all that the model needs to be used.
 
 For a lesson and a data set, name the checkpoints of all of its models in one command, those that others learned from first:
 the models that learned another one's tokens or embeddings then know it by its rounded weights.

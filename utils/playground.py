@@ -1,4 +1,4 @@
-"""What the pages to play with (lesson_08/playground.py, lesson_17/playground.py) share: how they are served, and how a mistake is
+"""What the playgrounds (lesson_08/playground.py, lesson_17/playground.py) share: how they are served, and how a mistake is
 answered. Needs gradio; nothing is fetched from elsewhere.
 """
 

@@ -30,7 +30,7 @@ def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
     parser.add_argument(
         "--candidates",
         type=positive_int,
-        help="draw so many images of each prompt, and keep the --num_samples that CLIP finds nearest to it (default: keep all)",
+        help="draw this many images of each prompt, and keep the --num_samples that CLIP finds nearest to it (default: keep all)",
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")

