@@ -39,7 +39,7 @@ NUM_SHOWN = 6  # prompts of each group in the picture
 def main() -> None:
     args = parse_args()
     device = get_device()
-    dall_e = DallEPipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device)
+    dall_e = DallEPipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models)
     unclip = Pipeline.load(args, device)
     for pipeline in (dall_e, unclip):
         if pipeline.data["dataset"] != "two_digits":

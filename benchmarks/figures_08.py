@@ -27,7 +27,7 @@ NUM_IMAGES = 10  # a row
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
     draw_figures(FIGURES, pipeline, device, args)
 
 

@@ -91,7 +91,7 @@ def main() -> None:
 def load_models(args, device):
     """The pipeline of the lesson, and the CLIP that chooses."""
     if LESSON == "lesson_08":
-        pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+        pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
         return pipeline, load_clip(args, pipeline.data, device) if args.candidates > 1 else None
     pipeline = Pipeline.load(args, device)
     return pipeline, pipeline.clip

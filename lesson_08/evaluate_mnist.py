@@ -22,7 +22,7 @@ from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
     Threads(0)
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
     judge = Judge(source, train_set, test_set)

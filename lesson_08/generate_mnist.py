@@ -16,12 +16,14 @@ from dvae import DiscreteVAE, DVAEConfig
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
 from utils.checkpoints import (
+    MODELS_HELP,
     PRETRAINED,
     PRETRAINED_HELP,
     find_checkpoints,
     fingerprint,
     load_checkpoint,
     load_model,
+    models_folder,
     newest_checkpoint,
 )
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
@@ -52,14 +54,20 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, dvae_checkpoint: str | None, dall_e_checkpoint: str | None, device, pretrained: str | None = None
+        cls,
+        dvae_checkpoint: str | None,
+        dall_e_checkpoint: str | None,
+        device,
+        models: str | None = None,
+        pretrained: str | None = None,
     ) -> "Pipeline":
-        """From checkpoint files, the newest ones for None; or the included weights for the data set `pretrained`.
+        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data set
+        `pretrained`.
 
         Raises UserError if there are none, or they do not match.
         """
         given = {"dvae": dvae_checkpoint, "dall_e": dall_e_checkpoint}
-        dvae_file, dall_e_file = find_checkpoints(given, ROOT / "lesson_08/pretrained", pretrained).values()
+        dvae_file, dall_e_file = find_checkpoints(given, models, ROOT / "lesson_08/pretrained", pretrained).values()
         checkpoint = load_checkpoint(dall_e_file, "dall_e")
         dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
         source = checkpoint["sources"].get("dvae", {})
@@ -111,7 +119,7 @@ class Pipeline:
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
     Threads(0)
     if args.candidates:
         clip = load_clip(args, pipeline.data, device)
@@ -168,8 +176,9 @@ def parse_args():
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--dvae_checkpoint", help="(default: the newest in output/dvae)")
-    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in output/dall_e)")
+    parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
+    parser.add_argument("--dvae_checkpoint", help="(default: the newest in FOLDER/dvae)")
+    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in FOLDER/dall_e)")
     parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
 
 
@@ -178,11 +187,11 @@ def load_clip(args, data: dict, device) -> FrozenCLIP:
 
     Raises UserError if there is none, or it learned from other images.
     """
-    file = args.clip_checkpoint
-    trained = newest_checkpoint(ROOT / "output/clip", "clip")
+    file, models = args.clip_checkpoint, models_folder(args.models)
+    trained = newest_checkpoint(models / "clip", "clip")
     if not file and (args.pretrained or trained is None) and data["dataset"] in PRETRAINED:
         file = ROOT / "lesson_17/pretrained" / data["dataset"] / "clip.safetensors"
-    clip = FrozenCLIP.load(args.clip_model, file, device)
+    clip = FrozenCLIP.load(args.clip_model, file, device, models)
     clip.check_data(data)
     return clip
 

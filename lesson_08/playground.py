@@ -60,7 +60,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.pretrained)
+    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
     playground = Playground(pipeline, cache(partial(load_clip, args, pipeline.data, device)))
     serve(playground.page(), args.port, args.share).block_thread()
 

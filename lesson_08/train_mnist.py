@@ -10,7 +10,7 @@ from bpe import MOST_TOKENS, CaptionTable, Tokenizer
 from dall_e import DALL_E_PRESETS, DallE
 from dvae import DiscreteVAE, DVAEConfig
 from muon import Muon
-from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
+from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model, newest_checkpoint
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
 from utils.data import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device, say
@@ -46,13 +46,16 @@ TRAINING = {
     ),
 }
 FROM_DATA = {"text_seq_len", "image_vocab_size", "grid_size"}
+DVAE_CHECKPOINT = (
+    "the dVAE whose tokens are learned (default: newest in a folder dvae beside --output_dir, or in output/dvae)"
+)
 TEXT_SEQ_LEN = f"tokens of a caption that are read (default: what the captions need, at most {MOST_TOKENS})"
 NUM_HELD_OUT = 1000  # test images that each sample step measures
 
 
 def main() -> None:
     parser = TrainingParser(__doc__, {"dall_e": (DALL_E_PRESETS, TRAINING)}, ROOT / "output/dall_e", FROM_DATA)
-    parser.add_argument("--dvae_checkpoint", help="the dVAE whose tokens are learned (default: newest in output/dvae)")
+    parser.add_argument("--dvae_checkpoint", help=DVAE_CHECKPOINT)
     parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
     add_data_flags(parser)
     args = parser.parse_args()
@@ -60,7 +63,9 @@ def main() -> None:
     device = get_device()
     Threads(training.num_threads)  # chosen now, as encoding all images is work too
 
-    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae")
+    beside = args.output_dir.parent
+    models = beside if newest_checkpoint(beside / "dvae", "dvae") else ROOT / "output"
+    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae", models)
     if dvae_file is None:
         raise UserError("There is no dVAE yet; train one with python lesson_08/train_dvae.py, at the root.")
     dvae_checkpoint = load_checkpoint(dvae_file, "dvae")

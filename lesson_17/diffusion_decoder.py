@@ -56,8 +56,11 @@ class DecoderConfig:
         if self.num_attention_levels > len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
         attending = self.width_multipliers[-self.num_attention_levels :]
-        if any(self.width * multiplier % self.head_dim for multiplier in attending):
-            raise ValueError(f"width {self.width} does not divide into heads of {self.head_dim}.")
+        for channels in (self.width * multiplier for multiplier in attending):
+            if channels % self.head_dim:
+                raise ValueError(
+                    f"width {self.width} makes {channels} channels, and head_dim {self.head_dim} does not divide them."
+                )
 
 
 DECODER_PRESETS = {

@@ -67,14 +67,15 @@ def clip_rows(pipeline: Pipeline, image_embed: Tensor, test_set: CaptionedImages
     text_embed, _ = pipeline.clip.encode_prompts(test_set.captions, pipeline.device)
     to_caption = zero_shot_accuracy(image_embed, text_embed, test_set)
     # Ten images at a time: which of them is nearest to a caption of the first?
-    tens = torch.randperm(len(test_set))[: len(test_set) // 10 * 10].view(-1, 10).to(pipeline.device)
+    ten = min(10, len(test_set))
+    tens = torch.randperm(len(test_set))[: len(test_set) // ten * ten].view(-1, ten).to(pipeline.device)
     caption = test_set.caption_ids[tens[:, 0], 0]
     nearest = torch.einsum("nte,ne->nt", image_embed[tens], text_embed[caption]).argmax(dim=1)
     chosen = tens.gather(1, nearest[:, None]).squeeze(1)
     to_image = (test_set.caption_ids[chosen] == caption[:, None]).any(dim=1).float().mean().item()
     return [
         Row("CLIP, image to caption", to_caption, f"{to_caption:.1%}", f"the nearest of {len(text_embed):,} is right"),
-        Row("CLIP, caption to image", to_image, f"{to_image:.1%}", "the nearest of ten random test images is right"),
+        Row("CLIP, caption to image", to_image, f"{to_image:.1%}", f"the nearest of {ten} random test images is right"),
     ]
 
 

@@ -5,6 +5,7 @@ B batch, T text tokens, E embedding size, D text width, M captions, N images.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from lesson_08.bpe import PAD_ID, Tokenizer
 from lesson_17.clip import CLIP, CLIPConfig, PretrainedCLIP
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import UserError
+from utils.cli import ROOT, UserError
 from utils.data import CaptionedImages, map_in_parts
 from utils.machine import free_memory, say
 
@@ -31,8 +32,10 @@ class FrozenCLIP:
     data: dict | None = None
 
     @classmethod
-    def load(cls, clip_model: str | None, clip_checkpoint: str | None, device, folder=None) -> "FrozenCLIP":
-        """The pretrained `clip_model`, or our own from a checkpoint, the newest one for None.
+    def load(
+        cls, clip_model: str | None, clip_checkpoint: str | None, device, models: Path = ROOT / "output"
+    ) -> "FrozenCLIP":
+        """The pretrained `clip_model`, or our own from a checkpoint, for None the newest one in the folder `models`.
 
         Raises UserError if there is none.
         """
@@ -47,7 +50,7 @@ class FrozenCLIP:
             return cls(
                 model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model.state_dict())}
             )
-        file = find_checkpoint(clip_checkpoint, "clip", folder)
+        file = find_checkpoint(clip_checkpoint, "clip", models)
         if file is None:
             raise UserError(
                 "There is no trained CLIP yet; train one with python lesson_17/train_mnist.py --stage clip."

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed
@@ -12,12 +13,14 @@ from diffusion_upsampler import Upsampler, UpsamplerConfig, upsample
 from frozen_clip import FrozenCLIP
 from torch import Tensor
 from utils.checkpoints import (
+    MODELS_HELP,
     PRETRAINED,
     PRETRAINED_HELP,
     find_checkpoint,
     find_checkpoints,
     load_checkpoint,
     load_model,
+    models_folder,
 )
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import map_in_parts
@@ -33,14 +36,15 @@ DEFAULT_SAMPLING = {
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
     for name in ("clip", "prior", "decoder"):
-        parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in output/{name})")
+        parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in FOLDER/{name})")
     parser.add_argument(
         "--upsampler_checkpoint",
         nargs="+",
         metavar="FILE",
         help="one for each doubling of the decoder's images, if they are smaller than the data's (default: the newest in "
-        "output/upsampler_SIZE)",
+        "FOLDER/upsampler_SIZE)",
     )
     parser.add_argument(
         "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
@@ -96,18 +100,20 @@ class Pipeline:
         if args.pretrained and (args.clip_checkpoint or args.clip_model):
             raise UserError("--pretrained brings its own CLIP; give one of the two.")
         given = {"prior": args.prior_checkpoint, "decoder": args.decoder_checkpoint}
-        prior_file, decoder_file = find_checkpoints(given, ROOT / "lesson_17/pretrained", args.pretrained).values()
+        files = find_checkpoints(given, args.models, ROOT / "lesson_17/pretrained", args.pretrained)
+        prior_file, decoder_file = files.values()
+        models = models_folder(args.models)
         prior, decoder = load_checkpoint(prior_file, "prior"), load_checkpoint(decoder_file, "decoder")
         clip_file = args.clip_checkpoint
         if clip_file is None and prior_file.suffix == ".safetensors":  # which has its CLIP beside it
             clip_file = prior_file.with_name("clip.safetensors")
-        clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], clip_file, device)
+        clip = FrozenCLIP.load(args.clip_model or prior["sources"]["clip"]["pretrained"], clip_file, device, models)
         for file, checkpoint in ((prior_file, prior), (decoder_file, decoder)):
             source = checkpoint["sources"]["clip"]
             if source["fingerprint"] != clip.source["fingerprint"]:
                 trained_on = source["pretrained"] or source["file"]
                 raise UserError(f"{file} learned the embeddings of another CLIP, {trained_on}; name the right files.")
-        upsamplers = load_upsamplers(decoder, args.upsampler_checkpoint)
+        upsamplers = load_upsamplers(decoder, args.upsampler_checkpoint, models)
         return cls(
             clip,
             load_model(prior, DiffusionPrior, PriorConfig).to(device),
@@ -169,9 +175,9 @@ class Pipeline:
         return c.image_channels, c.image_size, c.image_size
 
 
-def load_upsamplers(decoder: dict, files: list[str] | None) -> dict[str, Upsampler]:
+def load_upsamplers(decoder: dict, files: list[str] | None, models: Path) -> dict[str, Upsampler]:
     """What brings the images of a decoder, given as its checkpoint, to the data's size: up-samplers by their files, which
-    are the newest ones for None.
+    are the newest ones in the folder `models` for None.
 
     Raises UserError if one is missing or they do not fit.
     """
@@ -181,12 +187,12 @@ def load_upsamplers(decoder: dict, files: list[str] | None) -> dict[str, Upsampl
         raise UserError(f"The decoder's images want {len(needed)} up-samplers, and {len(files)} are given.")
     for (_, image_size), given in zip_longest(needed, files or ()):
         name = f"upsampler_{image_size}"
-        file = find_checkpoint(given, name)
+        file = find_checkpoint(given, name, models)
         if file is None:
             raise UserError(
                 f"The decoder draws {size}x{size} pixels, and there is no up-sampler to {image_size}x{image_size} yet; run "
                 f"train_mnist.py --stage upsampler --decoder_image_size {size} --dataset {shlex.quote(data['dataset'])} "
-                f"--image_size {data['image_size']} --image_channels {data['image_channels']}."
+                f"--image_size {data['image_size']} --image_channels {data['image_channels']} --output_dir {models}."
             )
         upsampler = load_model(load_checkpoint(file, name), Upsampler, UpsamplerConfig)
         channels = upsampler.config.image_channels, decoder["config"]["image_channels"]

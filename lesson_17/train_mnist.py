@@ -47,14 +47,15 @@ TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions
 def main() -> None:
     args, stages = parse_args()
     clip = None
-    if "clip" in stages and not is_finished("clip", stages["clip"][1], args):
+    asked = data_source(args)
+    if "clip" in stages and not is_finished("clip", stages["clip"][1], args, asked):
         train_clip.train(args, *stages["clip"])
     if stages.keys() & {"prior", "decoder"}:
         Threads(args.num_threads or 0)  # chosen now, as embedding all images is work too
-        clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, get_device(), args.output_dir / "clip")
-    if "prior" in stages and not is_finished("prior", stages["prior"][1], args, clip):
+        clip = FrozenCLIP.load(args.clip_model, args.clip_checkpoint, get_device(), args.output_dir)
+    if "prior" in stages and not is_finished("prior", stages["prior"][1], args, asked, clip):
         train_prior.train(args, *stages["prior"], clip)
-    if "decoder" in stages and not is_finished("decoder", stages["decoder"][1], args, clip):
+    if "decoder" in stages and not is_finished("decoder", stages["decoder"][1], args, asked, clip):
         train_decoder.train(args, *stages["decoder"], clip)
     if "upsampler" in stages:
         train_upsamplers(args, *stages["upsampler"], clip)
@@ -65,7 +66,7 @@ def train_upsamplers(args, config: UpsamplerConfig, training: TrainingConfig, cl
     train_set, test_set, source = load_images(data_source(args, clip and clip.data), args.data_dir, get_device())
     for small_size, image_size in doublings(args.decoder_image_size or source.image_size // 2, source.image_size):
         sizes = {"small_size": small_size, "image_size": image_size, "image_channels": source.image_channels}
-        if not is_finished("upsampler", training, args, source=source, name=f"upsampler_{image_size}"):
+        if not is_finished("upsampler", training, args, source, name=f"upsampler_{image_size}"):
             train_upsampler.train(args, with_sizes(config, **sizes), training, train_set, test_set, source)
 
 
@@ -82,6 +83,8 @@ def parse_args():
     given = args.clip_model or args.clip_checkpoint
     if args.clip_model and args.clip_checkpoint or given and args.stage == "clip":
         raise UserError("--clip_model or --clip_checkpoint takes the place of training a CLIP; give one of the three.")
+    if args.decoder_image_size and (args.image_size or newest_checkpoint(args.output_dir / "clip", "clip") is None):
+        doublings(args.decoder_image_size, args.image_size or 28)  # an error now, and not after two stages
     without = {"clip": given, "upsampler": args.decoder_image_size is None}
     stages = [args.stage] if args.stage else [stage for stage in STAGES if not without.get(stage)]
     return args, parser.configs(args, *stages)
@@ -91,12 +94,12 @@ def is_finished(
     stage: str,
     training: TrainingConfig,
     args,
+    asked: DataSource,
     clip: FrozenCLIP | None = None,
-    source: DataSource | None = None,
     name: str | None = None,
 ) -> bool:
-    """Whether a stage that was not asked for by name is trained already, on this CLIP, from these data, for images of the
-    size that is asked for. name: of its checkpoints, if that is not the stage's."""
+    """Whether a stage that was not asked for by name is trained already, on this CLIP, from the data that are asked for (None
+    is any), for images of the size that is asked for. name: of its checkpoints, if that is not the stage's."""
     name = name or stage
     file = newest_checkpoint(args.output_dir / name, name)
     if args.stage or file is None or file.stem != f"{name}-{training.num_training_steps}":
@@ -104,7 +107,7 @@ def is_finished(
     checkpoint, reason = load_checkpoint(file, name), None
     if clip is not None and checkpoint["sources"]["clip"]["fingerprint"] != clip.source["fingerprint"]:
         reason = "learned another CLIP's embeddings"
-    elif source is not None and any(checkpoint["data"][key] != value for key, value in asdict(source).items()):
+    elif any(value not in (None, checkpoint["data"][key]) for key, value in asdict(asked).items()):
         reason = "learned from other images"
     elif stage == "decoder":
         drawn, wanted = checkpoint["config"]["image_size"], args.decoder_image_size or checkpoint["data"]["image_size"]

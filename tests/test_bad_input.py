@@ -229,7 +229,7 @@ def test_broken_data(mnist_folder, data):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--batch_size", 10**8),
+        ("--batch_size", 10**10),
         ("--num_layers", 10**6),
         ("--dim", 10**9),
         ("--learning_rate", "nan"),

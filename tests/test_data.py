@@ -180,7 +180,7 @@ def test_a_later_stage_takes_the_data_of_the_earlier_one():
     [
         (DataSource("mnist_5k", image_size=32), "28x28"),
         (DataSource("colored_mnist", image_channels=1), "3 channels"),
-        (DataSource("/nowhere/at all"), "neither a folder"),
+        (DataSource("/nowhere/at all"), "no folder"),
     ],
 )
 def test_data_that_cannot_be_had(tmp_path, source, reason):

@@ -59,20 +59,28 @@ def test_they_are_taken_where_nothing_is_trained(exported, tmp_path, monkeypatch
     monkeypatch.setattr("utils.checkpoints.ROOT", tmp_path)  # no output here yet
     (tmp_path / "mnist").symlink_to(folder)
     none = {"dvae": None, "dall_e": None}
-    come_along = {name: tmp_path / f"mnist/{name}.safetensors" for name in none}
-    assert find_checkpoints(none, tmp_path, None) == come_along
+    included = {name: tmp_path / f"mnist/{name}.safetensors" for name in none}
+    assert find_checkpoints(none, None, tmp_path, None) == included
     assert "There is no dvae or dall_e checkpoint in output/" in capsys.readouterr().out
     with pytest.raises(UserError, match="is missing"):
-        find_checkpoints(none, tmp_path, "colored_mnist")
+        find_checkpoints(none, None, tmp_path, "colored_mnist")
 
     (tmp_path / "output").mkdir()
     (tmp_path / "output/dvae").symlink_to(trained / "dvae")
-    with pytest.raises(UserError, match="a dvae checkpoint, but no dall_e yet"):
-        find_checkpoints(none, tmp_path, None)
+    with pytest.raises(UserError, match="no dall_e checkpoint in .*output/dall_e"):
+        find_checkpoints(none, None, tmp_path, None)
     (tmp_path / "output/dall_e").symlink_to(trained / "dall_e")
     newest = {name: tmp_path / f"output/{name}/{name}-2.pt" for name in none}
-    assert find_checkpoints(none, tmp_path, None) == newest
-    assert find_checkpoints(none, tmp_path, "mnist") == come_along
+    assert find_checkpoints(none, None, tmp_path, None) == newest
+    assert find_checkpoints(none, None, tmp_path, "mnist") == included
+    assert find_checkpoints(none, str(tmp_path / "output"), tmp_path, None) == newest
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no dvae checkpoint in .*empty/dvae"):
+        find_checkpoints(none, "empty", tmp_path, None)
+    with pytest.raises(UserError, match="no folder 'nowhere' of models"):
+        find_checkpoints(none, "nowhere", tmp_path, None)
+    with pytest.raises(UserError, match="--pretrained takes the place"):
+        find_checkpoints(none, "output", tmp_path, "mnist")
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,16 @@ def pretrained(lesson, dataset):
     if lesson == "lesson_08":
         import generate_mnist
 
-        return generate_mnist.Pipeline.load(None, None, "cpu", dataset), generate_mnist.DEFAULT_SAMPLING
+        return generate_mnist.Pipeline.load(None, None, "cpu", pretrained=dataset), generate_mnist.DEFAULT_SAMPLING
     import pipeline
 
-    names = ("prior_checkpoint", "decoder_checkpoint", "clip_checkpoint", "clip_model", "upsampler_checkpoint")
+    names = (
+        "models",
+        "prior_checkpoint",
+        "decoder_checkpoint",
+        "clip_checkpoint",
+        "clip_model",
+        "upsampler_checkpoint",
+    )
     args = Namespace(**dict.fromkeys(names), pretrained=dataset)
     return pipeline.Pipeline.load(args, torch.device("cpu")), pipeline.DEFAULT_SAMPLING

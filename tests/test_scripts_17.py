@@ -62,6 +62,15 @@ def test_finished_stages_are_skipped_and_a_new_clip_makes_the_others_new(trained
     renewed = succeeds(*again)
     assert renewed.stdout.count("is trained already") == 1
     assert renewed.stdout.count("is trained anew") == 2
+    in_three_channels = succeeds(*again, "--image_channels", 3).stdout
+    assert "learned from other images, so the clip is trained anew" in in_three_channels
+    assert in_three_channels.count("is trained anew") == 3
+
+
+def test_a_size_that_no_doubling_reaches_is_refused_before_any_training(tmp_path):
+    train = ("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, "--output_dir", tmp_path)
+    refused(script(*train, "--decoder_image_size", 12), "by doubling")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_up_sampler_is_skipped_when_it_is_finished_and_new_for_other_images(cascade, tmp_path):
@@ -225,7 +234,7 @@ TRAINING_MISTAKES = [
     (["--stage", "decoder", "--width", 9], "odd"),
     (["--stage", "clip", "--clip_model", "any"], "takes the place"),
     (["--stage", "upsampler", "--decoder_image_size", 10], "do not come to 28x28 by doubling"),
-    (["--stage", "upsampler", "--head_dim", 8], "no number of upsampler"),
+    (["--stage", "upsampler", "--head_dim", 8], "no flag of upsampler"),
 ]
 
 

@@ -15,6 +15,7 @@ from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
 PRETRAINED = ("mnist", "colored_mnist")  # data sets whose trained weights are included
+MODELS_HELP = "holds the models, each in a folder of its own, of which the newest is taken (default: output)"
 PRETRAINED_HELP = (
     "take the included weights for this data set, and no checkpoints (default: mnist, if nothing is trained)"
 )
@@ -53,14 +54,25 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         raise
 
 
-def find_checkpoint(given: str | None, name: str, folder: Path | None = None) -> Path | None:
+def models_folder(given: str | None) -> Path:
+    """The folder that holds models, each in a folder of its own: `given`, from the working directory or else the repository's
+    root; output/ for None. Raises UserError if there is none."""
+    if given is None:
+        return ROOT / "output"
+    for path in (Path(given), ROOT / given):
+        if path.is_dir():
+            return path
+    raise UserError(f"There is no folder {shortened(given)} of models.")
+
+
+def find_checkpoint(given: str | None, name: str, models: Path = ROOT / "output") -> Path | None:
     """The file of a checkpoint of the model `name`: `given`, from the working directory or else the repository's root;
-    with None, the newest in `folder`, or output/NAME, named on the screen, or None if there is none.
+    with None, the newest in MODELS/NAME, named on the screen, or None if there is none.
 
     Raises UserError if the file that was given does not exist.
     """
     if given is None:
-        path = newest_checkpoint(folder or ROOT / "output" / name, name)
+        path = newest_checkpoint(models / name, name)
         if path is not None:
             say(f"Taking the newest {name} checkpoint, {path}")
         return path
@@ -72,22 +84,26 @@ def find_checkpoint(given: str | None, name: str, folder: Path | None = None) ->
     )
 
 
-def find_checkpoints(given: dict[str, str | None], folder: Path, pretrained: str | None) -> dict[str, Path]:
-    """The files of models that are used together, {name: file}: `given`, the newest ones for None. If there is none at all,
-    they are the included ones for MNIST, in `folder`; with `pretrained`, those for that data set.
+def find_checkpoints(
+    given: dict[str, str | None], models: str | None, folder: Path, pretrained: str | None
+) -> dict[str, Path]:
+    """The files of models that are used together, {name: file}: `given`, for None the newest ones in the folder `models`, or
+    in output/. If that has none at all, they are the included ones for MNIST, in `folder`; with `pretrained`, those for that
+    data set.
 
-    Raises UserError if one of them does not exist, or files are given beside `pretrained`.
+    Raises UserError if one of them does not exist, or `pretrained` is not all that is given.
     """
-    if pretrained and any(given.values()):
-        raise UserError("--pretrained takes the place of naming checkpoints; give one of the two.")
-    files = {} if pretrained else {name: find_checkpoint(file, name) for name, file in given.items()}
+    if pretrained and (models or any(given.values())):
+        raise UserError("--pretrained takes the place of naming models; give one of the two.")
+    where = models_folder(models)
+    files = {} if pretrained else {name: find_checkpoint(file, name, where) for name, file in given.items()}
     missing = [name for name in given if files.get(name) is None]
     if not missing:
         return files
-    if len(missing) < len(given):
-        there = next(name for name in given if name not in missing)
+    if models or len(missing) < len(given):
         raise UserError(
-            f"There is a {there} checkpoint, but no {missing[0]} yet; train it, or pass --pretrained mnist."
+            f"There is no {missing[0]} checkpoint in {where / missing[0]}; train it, name one with --{missing[0]}_checkpoint, "
+            f"or pass --pretrained mnist."
         )
     included = folder / (pretrained or PRETRAINED[0])
     if not pretrained:

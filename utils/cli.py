@@ -143,7 +143,7 @@ class TrainingParser(ArgumentParser):
         taken = {f.name for pair in configs.values() for config in pair for f in fields(config)}
         given = {name: getattr(args, name) for name in self.numbers if getattr(args, name) is not None}
         for name in given.keys() - taken:
-            raise UserError(f"--{name} is no number of {' or '.join(stages)}; --help lists the flags.")
+            raise UserError(f"--{name} is no flag of {' or '.join(stages)}; --help lists the flags.")
         # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
         given |= {name: value for name in self.from_data if (value := getattr(args, name, None)) is not None}
         try:

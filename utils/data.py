@@ -138,7 +138,8 @@ def data_source(args, learned: dict | None = None) -> DataSource:
     if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
         size, channels = earlier.image_size, earlier.image_channels
         raise UserError(
-            f"The earlier stage learned images of {size}x{size} pixels in {channels} channels; so must this."
+            f"The earlier stage learned images of {size}x{size} pixels in {channels} channels, and so must this; leave out "
+            f"--image_size and --image_channels, or train the earlier stage with them."
         )
     return source
 

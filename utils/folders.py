@@ -127,7 +127,9 @@ def rows_of_metadata(path: Path, source: DataSource, problems: Problems) -> Iter
     text = read_text(path, problems)
     if path.suffix == ".csv":
         csv.field_size_limit(2**31 - 1)
-        rows = list(csv.DictReader(io.StringIO(text.replace("\0", ""))))
+        header = text.partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)  # of equally many the comma
+        rows = list(csv.DictReader(io.StringIO(text.replace("\0", "")), delimiter=delimiter))
     else:
         rows = []
         for number, line in enumerate(text.splitlines(), 1):
@@ -161,7 +163,9 @@ def read_text(path: Path, problems: Problems) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        problems.add("files are not UTF-8, and read with their wrong letters replaced", path.name)
+        problems.add(
+            "files are not UTF-8, and are read with question marks for some letters; save them as UTF-8", path.name
+        )
         return content.decode("utf-8", errors="replace")
 
 
@@ -174,6 +178,11 @@ def cleaned(captions: list) -> list[str]:
 def table_of(source: DataSource):
     """A data set as the datasets library loads it, {split: rows (name, image, caption)}, and what turns the caption of a
     row into texts."""
+    path, name = Path(source.dataset), shortened(source.dataset)
+    if path.is_file():
+        raise UserError(f"{name} is a file; give the folder that holds the images.")
+    if not path.exists() and (path.is_absolute() or path.parts[:1] == ("..",) or len(path.parts) > 2):  # no hub's name
+        raise UserError(f"There is no folder {name}.")
     try:
         import datasets
     except ImportError as error:
@@ -184,7 +193,7 @@ def table_of(source: DataSource):
     except Exception as error:  # of many kinds: no such name, no network, a broken file
         reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         raise UserError(
-            f"{shortened(source.dataset)} is neither a folder with captioned images nor a data set that can be loaded ({reason})."
+            f"{name} is neither a folder with captioned images nor a data set that can be loaded ({reason})."
         ) from error
     features = next(iter(splits.values())).features
     of_images = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))

@@ -36,7 +36,8 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     lines = [wrapped(caption, font, cell_width) for caption in captions or []]
     above = LINE * max(map(len, lines), default=0)
     cell_height, top = height * scale + 2 + above, LINE if title else 0
-    grid = Image.new("RGB", (columns * cell_width, -(-count // columns) * cell_height + top), "white")
+    grid_width = max(columns * cell_width, round(font.getlength(title)) + 4)
+    grid = Image.new("RGB", (grid_width, -(-count // columns) * cell_height + top), "white")
     draw = ImageDraw.Draw(grid)
     draw.text((grid.width / 2, LINE / 2), title, "black", font, anchor="mm")
     for i, image in enumerate(images):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.board import Board
 from utils.checkpoints import checkpoints_in, load_checkpoint, newest_checkpoint, save_checkpoint
-from utils.cli import UserError
+from utils.cli import UserError, shortened
 from utils.machine import (
     Threads,
     get_device,
@@ -94,8 +94,6 @@ class Run:
         """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of
         0 .. num_images - 1. Ends the program with 128 + its number after the step in which a signal came."""
         t, parts = self.training, num_processes()
-        if t.batch_size > num_images:
-            raise UserError(f"--batch_size {t.batch_size} is more than the {num_images} images to train on.")
         if t.batch_size % parts:
             raise UserError(f"--batch_size {t.batch_size} does not divide among {parts} processes.")
         if largest(num_images) != -largest(-num_images):
@@ -244,18 +242,21 @@ class Run:
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
         checkpoint = load_checkpoint(path, self.name)
-        ours = (
-            asdict(self.module.config),
-            self.training.batch_size,
-            self.num_images,
-            self.ema is None,
-            len(self.optimizers),
-        )
-        theirs = checkpoint["config"], checkpoint["training"]["batch_size"], checkpoint["num_images"]
-        if ours != (*theirs, checkpoint["ema"] is None, len(checkpoint["optimizers"])):
-            raise UserError(
-                f"{path} was trained with other sizes, settings or data; resume with the flags it was begun with."
-            )
+        ours = {**asdict(self.module.config), "num_images": self.num_images, "batch_size": self.training.batch_size}
+        ours |= {"averaged weights": self.ema is not None, "optimizers": len(self.optimizers)}
+        theirs = {**checkpoint["config"], "num_images": checkpoint["num_images"]}
+        theirs |= {
+            "batch_size": checkpoint["training"]["batch_size"],
+            "averaged weights": checkpoint["ema"] is not None,
+        }
+        theirs |= {"optimizers": len(checkpoint["optimizers"])}
+        for name in ours.keys() | theirs.keys():
+            if ours.get(name) != theirs.get(name):
+                was, is_now = shortened(theirs.get(name)), shortened(ours.get(name))
+                raise UserError(
+                    f"{path} was trained with other sizes, settings or data: {name} was {was} and is {is_now}; resume with the "
+                    f"flags it was begun with."
+                )
         for name, source in self.extra["sources"].items():
             if checkpoint["sources"][name]["fingerprint"] != source["fingerprint"]:
                 raise UserError(f"{path} learned from another {name} than this; train it anew, without --resume.")

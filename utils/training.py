@@ -68,13 +68,15 @@ def scheduled_rate(training: TrainingConfig, step: int) -> float:
 
 
 def batch_index(step: int, num_images: int, batch_size: int, seed: int) -> Tensor:
-    """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another."""
+    """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another, or
+    through several of them if there are fewer images than that."""
     epoch, start = divmod(step * batch_size, num_images)
-    order = torch.cat([shuffled(num_images, seed, epoch), shuffled(num_images, seed, epoch + 1)])
+    epochs = range(epoch, epoch + 2 + batch_size // num_images)
+    order = torch.cat([shuffled(num_images, seed, one) for one in epochs])
     return order[start : start + batch_size].chunk(num_processes())[process_index()]
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch."""
     return torch.randperm(num_images, generator=torch.Generator().manual_seed(hash((seed, epoch)) % 2**32))
