@@ -242,20 +242,13 @@ class Run:
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
         checkpoint = load_checkpoint(path, self.name)
-        ours = {**asdict(self.module.config), "num_images": self.num_images, "batch_size": self.training.batch_size}
-        ours |= {"averaged weights": self.ema is not None, "optimizers": len(self.optimizers)}
-        theirs = {**checkpoint["config"], "num_images": checkpoint["num_images"]}
-        theirs |= {
-            "batch_size": checkpoint["training"]["batch_size"],
-            "averaged weights": checkpoint["ema"] is not None,
-        }
-        theirs |= {"optimizers": len(checkpoint["optimizers"])}
-        for name in ours.keys() | theirs.keys():
-            if ours.get(name) != theirs.get(name):
-                was, is_now = shortened(theirs.get(name)), shortened(ours.get(name))
+        was = facts(*(checkpoint[name] for name in ("config", "training", "num_images", "ema", "optimizers")))
+        now = facts(asdict(self.module.config), asdict(self.training), self.num_images, self.ema, self.optimizers)
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
                 raise UserError(
-                    f"{path} was trained with other sizes, settings or data: {name} was {was} and is {is_now}; resume with the "
-                    f"flags it was begun with."
+                    f"{path} was trained with other sizes, settings or data: {name} was {shortened(was.get(name))} and is "
+                    f"{shortened(now.get(name))}; resume with the flags it was begun with."
                 )
         for name, source in self.extra["sources"].items():
             if checkpoint["sources"][name]["fingerprint"] != source["fingerprint"]:
@@ -277,3 +270,9 @@ class Run:
     def last_good(self) -> str:
         path = newest_checkpoint(self.folder, self.name)
         return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."
+
+
+def facts(config: dict, training: dict, num_images: int, ema: dict | None, optimizers: list) -> dict:
+    """What a resumed run must have as the run that it goes on from, by names that a user knows."""
+    named = {"num_images": num_images, "batch_size": training["batch_size"], "averaged weights": ema is not None}
+    return {**config, **named, "optimizers": len(optimizers)}
