@@ -1,6 +1,6 @@
 """What a digit of MNIST is called, plain or in color: the captions of the digits, and what a caption asks for.
 
-MNIST with captions goes back to arXiv 1511.02793, and MNIST in color to arXiv 1907.02893. Coloured MNIST (`colored_mnist`)
+MNIST with captions goes back to arXiv 1511.02793, and MNIST in color to arXiv 1907.02893. Colored MNIST (`colored_mnist`)
 paints each digit in one ink on black, and calls it thick or thin where it has much or little ink for its digit: "a thick
 red seven", "blue 4", "an eight in orange". Some pairs of a digit and an ink are kept out of the training images.
 
