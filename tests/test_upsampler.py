@@ -91,8 +91,7 @@ def test_sizes_that_do_not_double_to_the_datas_are_refused(size):
         doublings(size, 28)
 
 
-def test_up_samplers_are_found_and_where_one_is_missing_or_does_not_fit_a_sentence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.checkpoints.ROOT", tmp_path)
+def test_up_samplers_are_found_and_where_one_is_missing_or_does_not_fit_a_sentence_says_so(tmp_path):
     data = {"dataset": "my images", "image_size": 32, "image_channels": 3}
     decoder = {"config": {"image_size": 8, "image_channels": 3}, "data": data}
     missing = (
@@ -100,23 +99,23 @@ def test_up_samplers_are_found_and_where_one_is_missing_or_does_not_fit_a_senten
     )
     for size in (16, 32):
         with pytest.raises(UserError, match=missing if size == 32 else "no up-sampler to 16x16"):
-            load_upsamplers(decoder, None)
-        folder = tmp_path / f"output/upsampler_{size}"
+            load_upsamplers(decoder, None, tmp_path)
+        folder = tmp_path / f"upsampler_{size}"
         folder.mkdir(parents=True)
         upsampler = Upsampler(replace(UPSAMPLER, small_size=size // 2, image_size=size))
         made = {"name": folder.name, "config": vars(upsampler.config), "model": upsampler.state_dict()}
         save_checkpoint(folder / f"{folder.name}-1.pt", {**dict.fromkeys(CONTENTS), **made})
-    files = [str(tmp_path / f"output/upsampler_{size}/upsampler_{size}-1.pt") for size in (16, 32)]
-    found = load_upsamplers(decoder, None)
+    files = [str(tmp_path / f"upsampler_{size}/upsampler_{size}-1.pt") for size in (16, 32)]
+    found = load_upsamplers(decoder, None, tmp_path)
     assert list(found) == files and [u.config.image_size for u in found.values()] == [16, 32]
-    assert list(load_upsamplers(decoder, files)) == files
-    assert load_upsamplers({"config": {"image_size": 32}, "data": data}, None) == {}
+    assert list(load_upsamplers(decoder, files, tmp_path)) == files
+    assert load_upsamplers({"config": {"image_size": 32}, "data": data}, None, tmp_path) == {}
     with pytest.raises(UserError, match="2 up-samplers, and 1 are given"):
-        load_upsamplers(decoder, files[:1])
+        load_upsamplers(decoder, files[:1], tmp_path)
     with pytest.raises(UserError, match="upsampler_16 checkpoint is needed"):
-        load_upsamplers(decoder, files[::-1])
+        load_upsamplers(decoder, files[::-1], tmp_path)
     with pytest.raises(UserError, match="of 3 channels, and the decoder draws 1"):
-        load_upsamplers({**decoder, "config": {"image_size": 8, "image_channels": 1}}, None)
+        load_upsamplers({**decoder, "config": {"image_size": 8, "image_channels": 1}}, None, tmp_path)
 
 
 @pytest.mark.parametrize(
