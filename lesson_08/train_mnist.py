@@ -10,7 +10,7 @@ from bpe import MOST_TOKENS, CaptionTable, Tokenizer
 from dall_e import DALL_E_PRESETS, DallE
 from dvae import DiscreteVAE, DVAEConfig
 from muon import Muon
-from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model, newest_checkpoint
+from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
 from utils.data import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device, say
@@ -63,9 +63,8 @@ def main() -> None:
     device = get_device()
     Threads(training.num_threads)  # chosen now, as encoding all images is work too
 
-    beside = args.output_dir.parent
-    models = beside if newest_checkpoint(beside / "dvae", "dvae") else ROOT / "output"
-    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae", models)
+    beside = find_checkpoint(args.dvae_checkpoint, "dvae", args.output_dir.parent)
+    dvae_file = beside or find_checkpoint(None, "dvae")
     if dvae_file is None:
         raise UserError("There is no dVAE yet; train one with python lesson_08/train_dvae.py, at the root.")
     dvae_checkpoint = load_checkpoint(dvae_file, "dvae")

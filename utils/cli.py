@@ -103,10 +103,8 @@ class TrainingParser(ArgumentParser):
         found = {f.name: (f, type(config)) for config in configs for f in fields(config) if f.name not in from_data}
         self.numbers = {name: f for name, (f, _) in found.items() if f.type in (int, float, bool, str)}
         for name, f in self.numbers.items():
-            config_class = found[name][1]
-            meaning = f.metadata.get(
-                "help", f"of the model: see {config_class.__name__} in {config_class.__module__}.py"
-            )
+            of = found[name][1]
+            meaning = f.metadata.get("help", f"of the model: see {of.__name__} in {of.__module__}.py")
             if f.type is bool:
                 self.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
             else:
