@@ -17,24 +17,24 @@ K image vocabulary, D width.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from bpe import PAD_ID
 from einops import rearrange
 from torch import Tensor, nn
 
 
 @dataclass
 class DallEConfig:
-    """Sizes of the transformer; the defaults are the `cpu` preset.
+    """Sizes of the transformer; the defaults are the `small` preset.
 
     Raises ValueError if a number is out of range, the heads do not divide the width, or the kernel of the last layer is
     even.
     """
 
-    text_vocab_size: int = 1024  # V, with PAD_ID; at most, for a training; 16,384 in the paper
+    text_vocab_size: int = 1024  # V, with the pad id; at most, for a training; 16,384 in the paper
+    pad_id: int = 0  # the tokenizer's; fills a caption up to T, and a caption of nothing else is the null caption
     text_seq_len: int = 6  # T; 256 in the paper
     image_vocab_size: int = 256  # K, the dVAE's codebook; 8,192 in the paper
     grid_size: int = 7  # W, the dVAE's grid
@@ -48,18 +48,17 @@ class DallEConfig:
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-            if f.type is float and not 0 <= value <= 1:
-                raise ValueError(f"{f.name} {value} is not in [0, 1].")
-        if self.num_layers > 1000:
-            raise ValueError(f"num_layers {self.num_layers} is more than 1,000.")
+        if min(self.text_seq_len, self.image_vocab_size, self.grid_size, self.dim, self.num_heads) < 1:
+            raise ValueError("text_seq_len, image_vocab_size, grid_size, dim and num_heads are 1 or more.")
+        if not 1 <= self.num_layers <= 1000 or not 0 <= self.pad_id < self.text_vocab_size:
+            raise ValueError("num_layers is 1 to 1,000, and pad_id 0 to text_vocab_size - 1.")
+        for name in ("dropout", "caption_dropout", "token_corruption", "text_loss_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
-        if self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd.")
+        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd and positive.")
 
     @property
     def image_seq_len(self) -> int:
@@ -68,8 +67,8 @@ class DallEConfig:
 
 
 DALL_E_PRESETS = {
-    "cpu": DallEConfig(),
-    "gpu": DallEConfig(text_vocab_size=4096, dim=256, num_layers=8, num_heads=4, dropout=0.1),
+    "small": DallEConfig(),
+    "large": DallEConfig(text_vocab_size=4096, dim=256, num_layers=8, num_heads=4, dropout=0.1),
     "paper": DallEConfig(
         text_vocab_size=16384,
         text_seq_len=256,
@@ -96,7 +95,7 @@ def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dic
 
     Returns {name: (num_text + W^2, num_text + W^2) bool}.
     """
-    position = torch.arange(num_text + grid_size**2, device="cpu")  # also where the model is built on the meta device
+    position = torch.arange(num_text + grid_size**2)
     query, key = position[:, None], position[None, :]
     distance = query - key  # in raster order
     causal = distance >= 0
@@ -128,14 +127,28 @@ class KeyValueCache:
         return keys, values
 
 
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with small first weights, as GPT-2's, and a bias of zeros."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    nn.init.normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedding(num_embeddings: int, dim: int) -> nn.Embedding:
+    """An embedding with first weights as small."""
+    return nn.Embedding.from_pretrained(0.02 * torch.randn(num_embeddings, dim), freeze=False)
+
+
 class Attention(nn.Module):
     """Multi-head attention under a mask. Written out, as PyTorch's fused one is slower on a CPU at these lengths."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_qkv = linear(dim, 3 * dim, bias=False)
+        self.to_out = linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
@@ -155,7 +168,7 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, num_heads)
         self.norm_2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(linear(dim, 4 * dim), nn.GELU(), linear(4 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -171,30 +184,20 @@ class DallE(nn.Module):
         self.config = config
         c = config
         self.num_text_ids = c.text_vocab_size + c.text_seq_len
-        self.start = nn.Parameter(torch.empty(c.dim))
-        self.embed_token = nn.Embedding(self.num_text_ids + c.image_vocab_size, c.dim)
-        self.embed_text_position = nn.Embedding(c.text_seq_len, c.dim)
-        self.embed_row = nn.Embedding(c.grid_size, c.dim)
-        self.embed_column = nn.Embedding(c.grid_size, c.dim)
+        self.start = nn.Parameter(0.02 * torch.randn(c.dim))  # not zeros: the gradient of a LayerNorm of zeros is huge
+        self.embed_token = embedding(self.num_text_ids + c.image_vocab_size, c.dim)
+        self.embed_text_position = embedding(c.text_seq_len, c.dim)
+        self.embed_row = embedding(c.grid_size, c.dim)
+        self.embed_column = embedding(c.grid_size, c.dim)
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads, c.dropout) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
         # A joint softmax could put an image token among the text, or the reverse; each place keeps to its own kind.
-        self.to_text_logits = nn.Linear(c.dim, self.num_text_ids)
-        self.to_image_logits = nn.Linear(c.dim, c.image_vocab_size)
+        self.to_text_logits = linear(c.dim, self.num_text_ids)
+        self.to_image_logits = linear(c.dim, c.image_vocab_size)
         # The start position counts as text. The last image token is predicted, never read, so it has no position.
         for name, mask in attention_masks(1 + c.text_seq_len, c.grid_size, c.conv_kernel_size).items():
             self.register_buffer(f"{name}_mask", mask[:-1, :-1], persistent=False)
-        self.apply(self.init_weights)
-
-    def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if module is self:
-            nn.init.normal_(self.start, std=0.02)  # not zeros: the gradient of a LayerNorm of zeros is huge
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy, each
@@ -218,12 +221,12 @@ class DallE(nn.Module):
     @property
     def null_caption(self) -> Tensor:
         """The caption of no caption, (T,): what training drops to, and what guidance steers away from."""
-        return torch.full((self.config.text_seq_len,), PAD_ID, device=self.start.device)
+        return torch.full((self.config.text_seq_len,), self.config.pad_id, device=self.start.device)
 
     def text_ids(self, text_tokens: Tensor) -> Tensor:
-        """Text tokens (B, T) with each PAD_ID replaced by the pad id of its position."""
+        """Text tokens (B, T) with each pad replaced by the pad id of its position."""
         pad_ids = self.config.text_vocab_size + torch.arange(self.config.text_seq_len, device=text_tokens.device)
-        return torch.where(text_tokens == PAD_ID, pad_ids, text_tokens)
+        return torch.where(text_tokens == self.config.pad_id, pad_ids, text_tokens)
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """The start and a caption (B, T) as inputs (B, 1 + T, D)."""
@@ -231,9 +234,9 @@ class DallE(nn.Module):
         return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
 
     def embed_image(self, image_tokens: Tensor, first: int = 0) -> Tensor:
-        """Image tokens (B, n) as inputs (B, n, D), the first of them at place `first` of the grid."""
-        place = torch.arange(first, first + image_tokens.shape[1], device=image_tokens.device)
-        row, column = place // self.config.grid_size, place % self.config.grid_size
+        """Image tokens (B, n) as inputs (B, n, D), the first of them at index `first` of the grid."""
+        index = torch.arange(first, first + image_tokens.shape[1], device=image_tokens.device)
+        row, column = index // self.config.grid_size, index % self.config.grid_size
         return self.embed_token(self.num_text_ids + image_tokens) + self.embed_row(row) + self.embed_column(column)
 
     def transformer(self, x: Tensor, caches: list[KeyValueCache] | None = None, first: int = 0) -> Tensor:
@@ -266,25 +269,21 @@ class DallE(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         guidance_scale: float = 1.0,
-        first_guidance_scale: float | None = None,
         prefix: Tensor | None = None,
         u: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Draw image tokens for captions (B, T), one after another: gives those there are so far, (B, n), then with one more,
-        and so on up to (B, N).
+        """Draws image tokens for captions (B, T), one after another, and yields the tokens drawn so far, (B, n), each time, up to
+        (B, N).
 
         temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
         top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
-        trained; more exaggerates what the caption changes, and 0 ignores it. It grows evenly from first_guidance_scale, at
-        the first token, to guidance_scale, at the last; with None it is the same for all. prefix (B, n): first image tokens
-        to go on from, the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
+        trained; more exaggerates what the caption changes, and 0 ignores it. prefix (B, n): first image tokens to go on from,
+        the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
         """
         num_images, num_tokens = len(text_tokens), self.config.image_seq_len
         u = torch.rand(num_images, num_tokens, device=text_tokens.device) if u is None else u
         image_tokens = text_tokens.new_empty(num_images, 0) if prefix is None else prefix
-        first_scale = guidance_scale if first_guidance_scale is None else first_guidance_scale
-        scales = torch.linspace(first_scale, guidance_scale, num_tokens).tolist()
-        guided = scales.count(1.0) < num_tokens
+        guided = guidance_scale != 1
         if guided:
             text_tokens = torch.cat([text_tokens, self.null_caption.expand_as(text_tokens)])
         caches = [KeyValueCache() for _ in self.blocks]
@@ -295,7 +294,7 @@ class DallE(nn.Module):
             logits = self.to_image_logits(self.transformer(x, caches, first)[:, -1]).float()  # (B or 2B, K)
             if guided:
                 conditional, unconditional = logits.chunk(2)
-                logits = unconditional + scales[image_tokens.shape[1]] * (conditional - unconditional)
+                logits = unconditional + guidance_scale * (conditional - unconditional)
             token = sample_token(logits, temperature, top_k, top_p, u[:, image_tokens.shape[1]])
             first += x.shape[1]
             x = self.embed_image(token[:, None].repeat(1 + guided, 1), first=image_tokens.shape[1])

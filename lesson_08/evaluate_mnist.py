@@ -9,22 +9,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from bpe import CaptionTable
-from dvae import DiscreteVAE, codebook_use
-from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from lesson_08.dvae import DiscreteVAE, codebook_use
+from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import Threads, get_device
+from utils.bpe import CaptionTable
+from utils.cli import ArgumentParser, arguments_for, start
+from utils.data import CaptionedImages, map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.machine import Threads
 from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 
 
 def main() -> None:
     args = parse_args()
-    device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
-    Threads(0)
-    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    Threads().choose()
+    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     judge = Judge(source, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
 
@@ -54,9 +54,11 @@ def dvae_rows(dvae: DiscreteVAE, judge: Judge, image_tokens: Tensor, num_samples
     """What is lost between an image and its tokens, how much of the codebook the tokens use, and, of digits, what
     `num_samples` samples would get if the transformer were perfect."""
     test_set, size = judge.test_set, dvae.config.codebook_size
-    reconstructions = map_in_parts(dvae.decode, image_tokens)
+    reconstructions = map_in_chunks(dvae.decode, image_tokens)
     index = torch.arange(len(test_set))
-    errors = map_in_parts(lambda i, x: (test_set.images(i) - x).square().flatten(1).mean(dim=1), index, reconstructions)
+    errors = map_in_chunks(
+        lambda i, x: (test_set.images(i) - x).square().flatten(1).mean(dim=1), index, reconstructions
+    )
     mse = errors.mean().item()
     psnr = -10 * math.log10(mse)
     use = {name: value.item() for name, value in codebook_use(image_tokens, size).items()}

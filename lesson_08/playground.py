@@ -3,22 +3,18 @@
 import base64
 import io
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from dall_e import filtered_probs
-from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags, load_clip
-from lesson_17.frozen_clip import FrozenCLIP
+from lesson_08.dall_e import filtered_probs
+from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, UserError, start
-from utils.digits import INKS
-from utils.machine import get_device
+from utils.cli import ArgumentParser, UserError, arguments_for, start
+from utils.datasets.colored_mnist import INKS
 from utils.playground import (
     ONE_AT_A_TIME,
     PICTURE,
@@ -35,18 +31,15 @@ from utils.playground import (
     sliders,
 )
 from utils.plots import to_picture
-from utils.samples import nearest_candidates
 
 NUM_SHOWN, COLUMNS = 8, 4
-NUM_CANDIDATES = 32
 NUM_BARS = 12  # of a token's distribution
 CANVAS = 280  # pixels of the page that can be drawn on, in each direction
 SLIDERS = {
     "temperature": (0, 2, 0.05),
     "top_k": (0, 64, 1),
     "top_p": (0.05, 1, 0.05),
-    "guidance_scale": (0, 8, 0.25),
-    "first_guidance_scale": (0, 8, 0.25),
+    "guidance_scale": (0, 8, 0.1),
 }
 
 
@@ -54,15 +47,9 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     add_page_flags(parser)
     add_model_flags(parser)
-    parser.add_argument("--clip_checkpoint", help="chooses among candidates (default: the newest, or the included one)")
-    parser.add_argument(
-        "--clip_model", metavar="NAME", help="a pretrained CLIP to choose, in place of --clip_checkpoint"
-    )
     args = parser.parse_args()
-    device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
-    playground = Playground(pipeline, cache(partial(load_clip, args, pipeline.data, device)))
-    serve(playground.page(), args.port, args.share).block_thread()
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    serve(Playground(pipeline).page(), args.port, args.share).block_thread()
 
 
 @dataclass
@@ -79,7 +66,6 @@ class Playground:
     """The page and what it answers. It keeps the Drawing of each visitor, and nothing else."""
 
     pipeline: Pipeline
-    get_clip: Callable[[], FrozenCLIP]  # loads the one that chooses
 
     def page(self) -> gr.Blocks:
         config = self.pipeline.dall_e.config
@@ -92,9 +78,6 @@ class Playground:
                 with gr.Column(scale=1, min_width=260):
                     seed = seed_field()
                     sampling = sliders(SLIDERS, DEFAULT_SAMPLING)
-                    chooses = gr.Checkbox(
-                        label=f"Draw {NUM_CANDIDATES}, and keep the {NUM_SHOWN} that CLIP finds nearest"
-                    )
                 with gr.Column(scale=2, min_width=300):
                     with gr.Tab("Pictures"):
                         shown = gr.Image(alt_text="The pictures", **PICTURE)
@@ -128,9 +111,9 @@ class Playground:
             bars = gr.HTML()
 
             drawing = gr.State()
-            inputs = [prompt, seed, chooses, *sampling]
+            inputs = [prompt, seed, *sampling]
             gr.on([button.click, prompt.submit], self.draw, inputs, [shown, drawing], **ONE_AT_A_TIME)
-            settings = [setting.change for setting in (seed, chooses, *sampling)]
+            settings = [setting.change for setting in (seed, *sampling)]
             gr.on(
                 [page.load, *settings],
                 self.redraw,
@@ -152,20 +135,19 @@ class Playground:
             )
         return page
 
-    def draw(self, prompt: str, seed: int, chooses: bool, *sampling):
-        """The pictures of a prompt as each token comes, (PIL image, None), and at last those to keep with their Drawing."""
+    def draw(self, prompt: str, seed: int, *sampling):
+        """The pictures of a prompt as each token comes, (PIL image, None), and at last all of them with their Drawing."""
         with in_a_sentence():
-            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
+            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
             for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, **how):
-                yield picture(self.pipeline.decode_so_far(image_tokens), 2 * COLUMNS if chooses else COLUMNS), None
-            yield self.finished(prompt, sampling, image_tokens, chooses)
+                yield picture(self.pipeline.decode_so_far(image_tokens), COLUMNS), None
+            yield self.finished(prompt, sampling, image_tokens)
 
-    def redraw(self, prompt: str, seed: int, chooses: bool, *sampling):
+    def redraw(self, prompt: str, seed: int, *sampling):
         """The last of what `draw` gives, at once."""
         with in_a_sentence():
-            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_CANDIDATES if chooses else NUM_SHOWN)
-            image_tokens = self.pipeline.dall_e.generate(text_tokens, **how)
-            return self.finished(prompt, sampling, image_tokens, chooses)
+            prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
+            return self.finished(prompt, sampling, self.pipeline.dall_e.generate(text_tokens, **how))
 
     def inputs(self, prompt: str | None, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
         """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it.
@@ -177,13 +159,9 @@ class Playground:
         text_tokens, u = self.pipeline.inputs([prompt] * number, seeds)
         return prompt, text_tokens, {"u": u, **dict(zip(SLIDERS, sampling))}
 
-    def finished(self, prompt: str, sampling: tuple, image_tokens: Tensor, chooses: bool):
-        """Whole pictures (PIL image) and their Drawing: all of them, or those that CLIP finds nearest to the prompt."""
+    def finished(self, prompt: str, sampling: tuple, image_tokens: Tensor):
+        """Whole pictures (PIL image) and their Drawing."""
         images = self.pipeline.dvae.decode(image_tokens)
-        if chooses:
-            similarity = self.get_clip().similarity(images, [prompt] * len(images))
-            kept = nearest_candidates(similarity, len(images), NUM_SHOWN)
-            images, image_tokens = images[kept], image_tokens[kept]
         return picture(images, COLUMNS), Drawing(prompt, dict(zip(SLIDERS, sampling)), image_tokens)
 
     def complete(self, canvas: dict, rows: int, prompt: str, seed: int, *sampling):
@@ -204,7 +182,7 @@ class Playground:
         c = self.pipeline.dvae.config
         drawn = torch.tensor(canvas["composite"])[None, ..., : c.image_channels].permute(0, 3, 1, 2) / 255
         image = F.interpolate(drawn, (c.image_size, c.image_size), mode="area")
-        return image[:, :, : rows * c.image_size // c.grid_size].to(self.pipeline.dall_e.start.device)
+        return image[:, :, : rows * c.image_size // c.grid_size].to(self.pipeline.device)
 
     def clicked(self, event: gr.SelectData) -> tuple[int, int]:
         """The picture and the token that were clicked on, counted from 1."""
@@ -218,8 +196,7 @@ class Playground:
         """The probabilities (K,) that token `place` of picture `which`, both from 0, was drawn from, and their codes (K,),
         the likeliest first."""
         dall_e, sampling = self.pipeline.dall_e, dict(drawing.sampling)
-        last, first = sampling.pop("guidance_scale"), sampling.pop("first_guidance_scale")
-        scale = torch.linspace(first, last, dall_e.config.image_seq_len)[place].item()
+        scale = sampling.pop("guidance_scale")
         sampling["temperature"] = sampling["temperature"] or 1e-3  # at 0 the likeliest code is taken
         text_tokens, _ = self.pipeline.inputs([drawing.prompt], [0])
         with torch.no_grad():

@@ -6,19 +6,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
+from lesson_08.dvae import DVAE_PRESETS, DiscreteVAE, codebook_use, kl_weight_schedule, tau_schedule
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, start
-from utils.data import add_data_flags, data_source, load_images
+from utils.data import CaptionedImages, map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import get_device
-from utils.plots import save_grid
+from utils.optimizers import make_optimizers
+from utils.plots import plot_metrics, save_grid
 from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=2200, batch_size=32, learning_rate=5e-3, save_every=550, sample_every=550),
-    "gpu": TrainingConfig(
+    "small": TrainingConfig(
+        num_training_steps=2200, batch_size=32, learning_rate=5e-3, save_every=550, sample_every=550
+    ),
+    "large": TrainingConfig(
         num_training_steps=30_000,
         batch_size=128,
         learning_rate=2e-3,
@@ -45,42 +49,40 @@ def main() -> None:
     parser = TrainingParser(__doc__, {"dvae": (DVAE_PRESETS, TRAINING)}, ROOT / "output/dvae", FROM_DATA)
     add_data_flags(parser)
     args = parser.parse_args()
-    config, training = parser.configs(args, "dvae")["dvae"]
+    config, training = parser.configs(args)["dvae"]
     train_set, test_set, source = load_images(data_source(args), args.data_dir, get_device())
-    held_out = test_set.images(slice(NUM_HELD_OUT))
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
 
     config = with_sizes(config, image_size=source.image_size, image_channels=source.image_channels)
     dvae = build_model(DiscreteVAE, config, training)
-    matrices = [p for p in dvae.parameters() if p.ndim > 1]
-    biases = [p for p in dvae.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": biases, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96))
-
-    data = data_entry(train_set, source)
-    with Run("dvae", dvae, [optimizer], training, args.output_dir, args.resume, data=data) as run:
-        for step, index in run.steps(len(train_set)):
+    optimizers = make_optimizers(dvae, training)
+    folder = args.output_dir
+    with Run("dvae", dvae, optimizers, training, folder, data=data_entry(train_set, source)) as run:
+        for step, index in run.steps(len(train_set), args.resume):
             images = train_set.images(index)  # (B, C, H, H) in [0, 1]
             progress = step / training.num_training_steps
             tau = tau_schedule(progress)
-            loss, metrics = run.model(images, tau, kl_weight_schedule(progress))
+            with run.autocast():
+                loss, metrics = dvae(images, tau, kl_weight_schedule(progress))
             run.update(loss, **metrics, tau=tau)  # backward, clipping, the rate's schedule, AdamW, averaging, log
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:  # the averaged weights, where the preset keeps them
-                    reconstructions, measured = evaluate(averaged, held_out)
-                if run.is_main:
-                    draw(held_out, reconstructions, measured, run.step, args.output_dir / f"sample-{run.step}.png")
+                    reconstructions, measured = evaluate(averaged, held_out, training.batch_size)
                 run.log_held_out(measured)
+                if run.is_main:
+                    draw(held_out.images(), reconstructions, measured, run.step, folder / f"sample-{run.step}.png")
+                    plot_metrics(folder, "dvae")
             if run.is_due(training.save_every):
                 run.save()
 
 
-def evaluate(dvae: DiscreteVAE, images: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """What images (B, C, H, H) in [0, 1] are decoded to from their hard tokens; the mean squared error of the pixels, and
-    how much of the codebook the tokens use."""
-    image_tokens = dvae.encode(images)
-    reconstructions = dvae.decode(image_tokens)
-    mse = (reconstructions - images).square().mean()
+def evaluate(dvae: DiscreteVAE, images: CaptionedImages, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+    """What images are decoded to from their hard tokens, (N, C, H, H) in [0, 1]; the mean squared error of the pixels, and how
+    much of the codebook the tokens use."""
+    image_tokens = images.map(dvae.encode, batch_size)
+    reconstructions = map_in_chunks(dvae.decode, image_tokens, batch_size=batch_size)
+    mse = (reconstructions - images.images()).square().mean()
     measured = {"mse": mse, **codebook_use(image_tokens, dvae.config.codebook_size)}
     return reconstructions, {name: value.item() for name, value in measured.items()}
 

@@ -6,24 +6,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from bpe import MOST_TOKENS, CaptionTable, Tokenizer
-from dall_e import DALL_E_PRESETS, DallE
-from dvae import DiscreteVAE, DVAEConfig
-from muon import Muon
+from lesson_08.dall_e import DALL_E_PRESETS, DallE
+from lesson_08.dvae import DiscreteVAE, DVAEConfig
+from torch import Tensor
+from utils.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
-from utils.data import add_data_flags, data_source, load_images
+from utils.data import map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device, say
+from utils.optimizers import make_optimizers
+from utils.plots import plot_metrics
 from utils.prompts import data_entry
-from utils.samples import sample_captions, write_sample_grid
 from utils.run import Run
+from utils.samples import sample_captions, write_sample_grid
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(
+    "small": TrainingConfig(
         num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=100
     ),
-    "gpu": TrainingConfig(
+    "large": TrainingConfig(
         num_training_steps=60_000,
         batch_size=128,
         learning_rate=2e-3,
@@ -45,7 +48,7 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
-FROM_DATA = {"text_seq_len", "image_vocab_size", "grid_size"}
+FROM_DATA = {"pad_id", "text_seq_len", "image_vocab_size", "grid_size"}
 DVAE_CHECKPOINT = (
     "the dVAE whose tokens are learned (default: newest in a folder dvae beside --output_dir, or in output/dvae)"
 )
@@ -59,9 +62,9 @@ def main() -> None:
     parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
     add_data_flags(parser)
     args = parser.parse_args()
-    config, training = parser.configs(args, "dall_e")["dall_e"]
+    config, training = parser.configs(args)["dall_e"]
     device = get_device()
-    Threads(training.num_threads)  # chosen now, as encoding all images is work too
+    Threads(training.num_threads).choose()  # encoding all images is work, too
 
     beside = find_checkpoint(args.dvae_checkpoint, "dvae", args.output_dir.parent)
     dvae_file = beside or find_checkpoint(None, "dvae")
@@ -84,48 +87,46 @@ def main() -> None:
     config = with_sizes(
         config,
         text_vocab_size=tokenizer.vocab_size,
+        pad_id=PAD_ID,
         text_seq_len=captions.text_seq_len,
         image_vocab_size=dvae.config.codebook_size,
         grid_size=dvae.config.grid_size,
     )
 
     dall_e = build_model(DallE, config, training)
-    optimizers = make_optimizers(dall_e, training)
-    learned_from = {"dvae": {"file": str(dvae_file), "fingerprint": fingerprint(dvae.state_dict())}}
-    extra = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json(), "sources": learned_from}
-    with Run("dall_e", dall_e, optimizers, training, args.output_dir, args.resume, **extra) as run:
-        for _, index in run.steps(len(train_set)):
-            text_tokens = captions.draw(train_set.draw_captions(index))  # (B, T), one of what may be said
+    optimizers = make_optimizers(dall_e, training, dall_e.blocks)
+    learned_from = {"dvae": {"file": str(dvae_file.absolute()), "fingerprint": fingerprint(dvae.state_dict())}}
+    origin = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json(), "sources": learned_from}
+    with Run("dall_e", dall_e, optimizers, training, args.output_dir, **origin) as run:
+        for _, index in run.steps(len(train_set), args.resume):
+            text_tokens = captions.draw(train_set.draw_captions(index))  # (B, T), one valid caption of each image
             image_tokens = train_tokens[index]  # (B, N)
-            loss, metrics = run.model(text_tokens, image_tokens)
+            with run.autocast():
+                loss, metrics = dall_e(text_tokens, image_tokens)
             run.update(loss, **metrics)
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     images = dvae.decode(averaged.generate(sample_text))
-                    _, losses = averaged(held_out_captions.draw(held_out.draw_captions()), test_tokens)
+                    held_out_text = held_out_captions.draw(held_out.draw_captions())
+                    measured = evaluate(averaged, held_out_text, test_tokens, training.batch_size)
+                run.log_held_out(measured)
                 if run.is_main:
                     write_sample_grid(images, prompts, run.step, args.output_dir)
-                run.log_held_out({name: value.item() for name, value in losses.items()})
+                    plot_metrics(args.output_dir, "dall_e")
             if run.is_due(training.save_every):
                 run.save()
 
 
-def make_optimizers(dall_e: DallE, training: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, which needs fewer steps (muon.py), and AdamW, the paper's, for all else:
-    embeddings, heads, gains and biases."""
-    blocks = [p for p in dall_e.blocks.parameters() if p.ndim == 2]
-    by_muon = {id(p) for p in blocks}
-    others = [p for p in dall_e.parameters() if id(p) not in by_muon]
-    groups = [
-        {"params": [p for p in others if p.ndim == 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    dtype = torch.bfloat16 if training.mixed_precision == "bf16" else torch.float32
-    return [
-        Muon(blocks, training.learning_rate, training.weight_decay, dtype=dtype),
-        torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96)),
-    ]
+def evaluate(dall_e: DallE, text_tokens: Tensor, image_tokens: Tensor, batch_size: int) -> dict[str, float]:
+    """The losses of captions (N, T) and their images (N, N), in nats a token."""
+
+    def losses(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
+        _, parts = dall_e(text_tokens, image_tokens)
+        return torch.stack([parts["text_loss"], parts["image_loss"]]).expand(len(text_tokens), -1)
+
+    text_loss, image_loss = map_in_chunks(losses, text_tokens, image_tokens, batch_size=batch_size).mean(dim=0).tolist()
+    return {"text_loss": text_loss, "image_loss": image_loss}
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ Two transformers, one that reads images and one that reads captions, learn to gi
 that point the same way, and to tell them from all the others of the batch. DALL·E 2 then works in that space.
 
 Ours departs from the paper in what counts as right. Where captions repeat within a batch, as those of digits do, every
-caption that may be said of an image is a right answer, not only the one that it came with. Where each image has a caption
-of its own, this is the paper's loss.
+valid caption of an image is a right answer, not only the one that it came with. Where each image has a caption of its own,
+this is the paper's loss.
 
 B batch, K captions of an image, C image channels, H image height and width, N image patches, T text tokens,
 E embedding size, D width.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
 
 @dataclass
 class CLIPConfig:
-    """Sizes of both encoders; the defaults are the `cpu` preset.
+    """Sizes of both encoders; the defaults are the `small` preset.
 
     Raises ValueError if a number is out of range, the patches do not divide the image, or the heads a width.
     """
@@ -44,12 +44,11 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and not (f.name != "pad_id") <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-        if max(self.image_layers, self.text_layers) > 1000:
-            raise ValueError("image_layers and text_layers are 1,000 or less.")
+        for name in ("image_size", "patch_size", "image_width", "image_heads", "text_width", "text_heads", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not a whole number from 1 up.")
+        if not (1 <= self.image_layers <= 1000 and 1 <= self.text_layers <= 1000):
+            raise ValueError("image_layers and text_layers are 1 to 1,000.")
         if not 0 <= self.pad_id < self.text_vocab_size:
             raise ValueError(f"pad_id {self.pad_id} is not one of {self.text_vocab_size} text ids.")
         if self.image_size % self.patch_size:
@@ -59,8 +58,8 @@ class CLIPConfig:
 
 
 CLIP_PRESETS = {
-    "cpu": CLIPConfig(),
-    "gpu": CLIPConfig(
+    "small": CLIPConfig(),
+    "large": CLIPConfig(
         patch_size=4,
         image_width=192,
         image_layers=6,
@@ -88,14 +87,23 @@ CLIP_PRESETS = {
 }
 
 
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with first weights of unit gain and a bias of zeros."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    nn.init.normal_(layer.weight, std=in_features**-0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Attention(nn.Module):
     """Multi-head attention. Written out, as PyTorch's fused one is slower on a CPU at these lengths."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_qkv = linear(dim, 3 * dim)
+        self.to_out = linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
@@ -121,7 +129,7 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, num_heads)
         self.norm_2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(linear(dim, 4 * dim), QuickGELU(), linear(4 * dim, dim))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm_1(x), mask)
@@ -135,12 +143,12 @@ class ImageEncoder(nn.Module):
         super().__init__()
         width, num_patches = c.image_width, (c.image_size // c.patch_size) ** 2
         self.embed_patches = nn.Conv2d(c.image_channels, width, c.patch_size, stride=c.patch_size, bias=False)
-        self.class_token = nn.Parameter(torch.empty(width))
-        self.positions = nn.Parameter(torch.empty(1 + num_patches, width))
+        self.class_token = nn.Parameter(0.02 * torch.randn(width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1 + num_patches, width))
         self.norm_before = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, c.image_heads) for _ in range(c.image_layers))
         self.norm_after = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, c.embed_dim, bias=False)
+        self.projection = linear(width, c.embed_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(self.embed_patches(x), "b d h w -> b (h w) d")
@@ -157,12 +165,14 @@ class TextEncoder(nn.Module):
     def __init__(self, c: CLIPConfig):
         super().__init__()
         self.pad_id = c.pad_id
-        self.embed_token = nn.Embedding(c.text_vocab_size, c.text_width)
-        self.positions = nn.Parameter(torch.empty(c.text_seq_len, c.text_width))
+        self.embed_token = nn.Embedding.from_pretrained(
+            0.02 * torch.randn(c.text_vocab_size, c.text_width), freeze=False
+        )
+        self.positions = nn.Parameter(0.01 * torch.randn(c.text_seq_len, c.text_width))
         self.blocks = nn.ModuleList(Block(c.text_width, c.text_heads) for _ in range(c.text_layers))
         self.norm = nn.LayerNorm(c.text_width)
-        self.projection = nn.Linear(c.text_width, c.embed_dim, bias=False)
-        causal = torch.ones(c.text_seq_len, c.text_seq_len, dtype=torch.bool, device="cpu").tril()
+        self.projection = linear(c.text_width, c.embed_dim, bias=False)
+        causal = torch.ones(c.text_seq_len, c.text_seq_len, dtype=torch.bool).tril()
         self.register_buffer("mask", causal, persistent=False)
 
     def forward(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,22 +192,8 @@ class CLIP(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        self.logit_scale = nn.Parameter(torch.empty(1))  # the logarithm of 1 / temperature
-        self.apply(self.init_weights)
-
-    def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Embedding) else module.in_features**-0.5)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, ImageEncoder):
-            nn.init.normal_(module.class_token, std=0.02)
-            nn.init.normal_(module.positions, std=0.02)
-        if isinstance(module, TextEncoder):
-            nn.init.normal_(module.positions, std=0.01)
-        if module is self:
-            nn.init.constant_(self.logit_scale, math.log(1 / 0.07))  # section 2.5 of the CLIP paper
+        # The logarithm of 1 / temperature; the temperature starts at 0.07 (section 2.5 of the CLIP paper).
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
@@ -219,7 +215,7 @@ class CLIP(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss (figure 3 of the CLIP paper) of images (B, C, H, H) in [0, 1] and captions (B, T).
 
-        caption (B,): the number of each caption. caption_ids (B, K): the numbers of those that may be said of each image.
+        caption (B,): the index of each caption. caption_ids (B, K): the indices of each image's valid captions.
         Returns the loss, its attainable `floor`, both in nats, and the `logit_scale`.
         """
         text_embed, _ = self.encode_text(text_tokens)
@@ -227,7 +223,7 @@ class CLIP(nn.Module):
         if torch.distributed.is_initialized():  # several processes compare all of their images and captions
             image_embed, text_embed, caption, caption_ids = map(gather, (image_embed, text_embed, caption, caption_ids))
         logits = self.logits_per_image(image_embed, text_embed)  # (B, B)
-        loss, floor = contrastive_loss(logits, which_hold(caption, caption_ids))
+        loss, floor = contrastive_loss(logits, valid_pairs(caption, caption_ids))
         return loss, {"floor": floor, "logit_scale": self.logit_scale.exp().squeeze()}
 
     @torch.no_grad()
@@ -244,59 +240,23 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x))
 
 
-def which_hold(caption: Tensor, caption_ids: Tensor) -> Tensor:
-    """Whether each of the captions (B',) may be said of each image, of which caption_ids (B, K) may be: (B, B') bool."""
-    holds = torch.zeros(len(caption_ids), len(caption), dtype=torch.bool, device=caption.device)
+def valid_pairs(caption: Tensor, caption_ids: Tensor) -> Tensor:
+    """Whether each of the captions (B',) is one of each image's valid captions, caption_ids (B, K): (B, B') bool."""
+    is_valid = torch.zeros(len(caption_ids), len(caption), dtype=torch.bool, device=caption.device)
     for ids in caption_ids.T:
-        holds |= ids[:, None] == caption[None, :]
-    return holds
+        is_valid |= ids[:, None] == caption[None, :]
+    return is_valid
 
 
-def contrastive_loss(logits: Tensor, holds: Tensor) -> tuple[Tensor, Tensor]:
+def contrastive_loss(logits: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits_per_image (B, B), along its rows and its columns, and the least that it can be, in nats.
 
-    holds (B, B) bool: the captions that are right for each image, and share the probability of being right equally. With
+    is_valid (B, B) bool: the captions that are right for each image, and share the probability of being right equally. With
     one right caption for each image the floor is 0, and this is the paper's loss; with several, no model can know which
     one the image came with.
     """
-    captions_of_image = holds / holds.sum(dim=1, keepdim=True)
-    images_of_caption = holds.T / holds.T.sum(dim=1, keepdim=True)
+    captions_of_image = is_valid / is_valid.sum(dim=1, keepdim=True)
+    images_of_caption = is_valid.T / is_valid.T.sum(dim=1, keepdim=True)
     loss = (F.cross_entropy(logits, captions_of_image) + F.cross_entropy(logits.T, images_of_caption)) / 2
     entropy = torch.special.entr(captions_of_image).sum() + torch.special.entr(images_of_caption).sum()
     return loss, entropy / (2 * len(logits))
-
-
-class PretrainedCLIP(nn.Module):
-    """Any CLIP that transformers loads, frozen, with the interface of ours: images are resized and normalized, and
-    their channels repeated, as it was trained to see them."""
-
-    def __init__(self, name: str, text_seq_len: int = 16):
-        """name: of a model on the hub, or a local folder. Raises OSError or ValueError where there is none."""
-        super().__init__()
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel  # here, as it takes seconds
-
-        self.model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        processor = CLIPImageProcessor.from_pretrained(name)
-        self.image_size = self.model.config.vision_config.image_size
-        self.register_buffer("mean", torch.tensor(processor.image_mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(processor.image_std)[:, None, None])
-        self.embed_dim = self.model.config.projection_dim
-        self.text_width = self.model.config.text_config.hidden_size
-        self.text_seq_len = text_seq_len
-
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Prompts to text tokens (B, T) of the model's own tokenizer."""
-        lengths = {"padding": "max_length", "truncation": True, "max_length": self.text_seq_len}
-        return self.tokenizer(prompts, return_tensors="pt", **lengths).input_ids
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 1 or 3, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
-        images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bicubic", antialias=True)
-        x = (images.expand(-1, 3, -1, -1).clamp(0, 1) - self.mean) / self.std
-        return F.normalize(self.model.visual_projection(self.model.vision_model(x).pooler_output), dim=-1)
-
-    def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Text tokens (B, T) to embeddings of length 1, (B, E), and the encodings of the tokens, (B, T, D)."""
-        text = self.model.text_model(text_tokens)
-        return F.normalize(self.model.text_projection(text.pooler_output), dim=-1), text.last_hidden_state

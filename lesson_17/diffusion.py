@@ -21,13 +21,13 @@ MAX_BETA = 0.999  # something of x_0 is left at every t
 def linear_betas(num_timesteps: int) -> Tensor:
     """Variance that each step adds, t = 1 ... T: DDPM, section 4, stretched to other T. (T,) float64."""
     scale = 1000 / num_timesteps
-    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64, device="cpu")
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return betas.clamp(max=MAX_BETA)
 
 
 def cosine_betas(num_timesteps: int, offset: float = 0.008) -> Tensor:
     """The same for the cosine schedule: Improved DDPM (arXiv 2102.09672), equation (17)."""
-    t = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
+    t = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     alphas_cumprod = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=MAX_BETA)
 
@@ -77,6 +77,16 @@ class Diffusion(nn.Module):
         a_t, b_t = self.at(t, x_0)
         return {"x_0": x_0, "eps": eps, "v": a_t * eps - b_t * x_0}[self.prediction]
 
+    def loss(self, network: Callable, x_0: Tensor, *conditions, t: Tensor | None = None) -> Tensor:
+        """DDPM, algorithm 1: the mean squared error of what network(x_t, t, *conditions) predicts of x_0 (B, ...), noised to
+        random timesteps, or to t (B,)."""
+        if t is None:
+            t = torch.randint(1, self.num_timesteps + 1, (len(x_0),), device=x_0.device)
+        eps = torch.randn_like(x_0)
+        x_t = self.q_sample(x_0, t, eps)
+        predicted = network(x_t, t, *conditions)
+        return F.mse_loss(predicted.float(), self.target(x_0, t, eps))
+
     def x_0_and_eps(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What a prediction says that x_t (B, ...) is made of."""
         a_t, b_t = self.at(t, x_t)
@@ -117,7 +127,7 @@ class Diffusion(nn.Module):
         randn: Callable = torch.randn,
         x_0_range: float = math.inf,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same step by step: gives what x is after each, and the x_0 (B, ...) that was predicted in it.
+        """The same step by step: yields x after each, and the x_0 (B, ...) that was predicted in it.
 
         sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
         s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that noise. The
@@ -151,77 +161,21 @@ class Diffusion(nn.Module):
         sigma = eta * b_s / b_t * (1 - (a_t / a_s) ** 2).sqrt()
         return a_s * x_0 + (b_s**2 - sigma**2).sqrt() * eps, sigma**2
 
-    @torch.no_grad()
-    def inpaint(
-        self,
-        network: Callable,
-        x_0: Tensor,
-        known: Tensor,
-        num_steps: int,
-        num_repeats: int = 5,
-        randn: Callable = torch.randn,
-        x_0_range: float = math.inf,
-    ) -> Tensor:
-        """x_0 (B, ...) where `known` (bool, of a shape that broadcasts), and samples that fit to it elsewhere: RePaint
-        (arXiv 2201.09865, algorithm 1), in num_steps * num_repeats calls of the network.
 
-        What is known is put in at each step, with as much noise as there is at that step. The rest was drawn before that, and
-        may not fit; so each step is taken `num_repeats` times, with noise put back in between.
-        """
-        x = randn(x_0.shape).to(x_0)
-        steps = self.timesteps(num_steps)
-        for t, s in zip(steps, steps[1:]):
-            a_t, b_t = self.at(t, x)
-            a_s, b_s = self.at(s, x)
-            for _ in range(num_repeats):
-                mean, variance = self.q_posterior(self.predict(network, x, t, x_0_range)[0], x, t, s)
-                drawn = mean + variance.sqrt() * randn(x.shape).to(x)
-                x_s = torch.where(known, a_s * x_0 + b_s * randn(x.shape).to(x), drawn)
-                alpha = (a_t / a_s) ** 2
-                x = alpha.sqrt() * x_s + (1 - alpha).sqrt() * randn(x.shape).to(x)
-            x = x_s
-        return x
-
-    @torch.no_grad()
-    def invert(self, network: Callable, x_0: Tensor, num_steps: int, num_iterations: int = 3) -> Tensor:
-        """The noise x_T from which `sample` by DDIM, in as many steps, with eta 0 and no x_0_range, comes to x_0 (B, ...).
-
-        In terms of v a DDIM step is a rotation, x_s = cos(angle) x_t - sin(angle) v (arXiv 2202.00512, appendix D).
-        Its v is predicted at the very x_t that is sought, so x_t is found by fixed-point iteration; one iteration is
-        the usual approximation (DDIM, section 4.3).
-        """
-        x_s = x_0
-        steps = self.timesteps(num_steps)[::-1]
-        for s, t in zip(steps, steps[1:]):
-            (a_s, b_s), (a_t, b_t) = self.at(s, x_s), self.at(t, x_s)
-            cos, sin = a_s * a_t + b_s * b_t, b_t * a_s - a_t * b_s
-            x_t = x_s
-            for _ in range(num_iterations):
-                predicted_x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
-                x_t = (x_s + sin * (a_t * eps - b_t * predicted_x_0)) / cos
-            x_s = x_t
-        return x_s
-
-
-def guided(
-    model: Callable, guidance_scale: float, *conditions, interval: tuple[float, float] = (0, math.inf)
-) -> Callable:
+def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
     """Classifier-free guidance (arXiv 2207.12598): model(x_t, t, *conditions, conditional) becomes a network(x_t, t).
 
     guidance_scale: 0 is the unconditional model, 1 the conditional one; more exaggerates what the conditions change.
-    interval: the timesteps, first and last, at which there is guidance; at others the conditional model is taken as it is
-    (arXiv 2404.07724).
     """
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         def predict(conditional: bool) -> Tensor:
             return model(x_t, t, *conditions, conditional=conditional).to(x_t.dtype)
 
-        scale = guidance_scale if interval[0] <= t[0] <= interval[1] else 1
-        if scale in (0, 1):
-            return predict(scale == 1)
+        if guidance_scale in (0, 1):
+            return predict(guidance_scale == 1)
         unconditional = predict(False)
-        return unconditional + scale * (predict(True) - unconditional)
+        return unconditional + guidance_scale * (predict(True) - unconditional)
 
     return network
 

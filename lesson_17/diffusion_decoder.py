@@ -10,20 +10,21 @@ B batch, C image channels, H image height and width, E size of CLIP's embeddings
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
-from diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
+import torch.nn.functional as F
 from einops import rearrange
+from lesson_17.diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
+from lesson_17.unet import UNet, check_unet
 from torch import Tensor, nn
-from unet import UNet, check_unet, init_unet_weights
 
 NUM_IMAGE_TOKENS = 4  # section 2.1
 
 
 @dataclass
 class DecoderConfig:
-    """Sizes of the U-Net; the defaults are the `cpu` preset.
+    """Sizes of the U-Net; the defaults are the `small` preset.
 
     Raises ValueError if a number is out of range, or the heads do not divide the width of a level with attention.
     """
@@ -45,27 +46,23 @@ class DecoderConfig:
     prediction: str = "v"  # eps in the paper; the x_0 that follows from v does not blow up where t is large
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-            if f.type is float and not 0 <= value <= 1:
-                raise ValueError(f"{f.name} {value} is not in [0, 1].")
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
-        if self.num_attention_levels > len(self.width_multipliers):
+        if self.image_size < 1 or not (0 <= self.image_dropout <= 1 and 0 <= self.caption_dropout <= 1):
+            raise ValueError("image_size is 1 or more, and image_dropout and caption_dropout are in [0, 1].")
+        if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
         attending = self.width_multipliers[-self.num_attention_levels :]
         for channels in (self.width * multiplier for multiplier in attending):
-            if channels % self.head_dim:
+            if self.head_dim < 1 or channels % self.head_dim:
                 raise ValueError(
                     f"width {self.width} makes {channels} channels, and head_dim {self.head_dim} does not divide them."
                 )
 
 
 DECODER_PRESETS = {
-    "cpu": DecoderConfig(),
-    "gpu": DecoderConfig(width=64, num_blocks=2, num_attention_levels=2),
+    "small": DecoderConfig(),
+    "large": DecoderConfig(width=64, num_blocks=2, num_attention_levels=2),
     "paper": DecoderConfig(  # appendix C
         image_size=64,
         image_channels=3,
@@ -96,8 +93,10 @@ class Decoder(nn.Module):
         self.image_to_tokens = nn.Linear(c.clip_embed_dim, NUM_IMAGE_TOKENS * dim)
         self.encodings_to_tokens = nn.Linear(c.clip_text_width, dim)
         # What stands in for a dropped image embedding and a dropped caption.
-        self.null_image_embed = nn.Parameter(torch.empty(c.clip_embed_dim))
-        self.null_caption = nn.Parameter(torch.empty(c.clip_text_seq_len, c.clip_text_width))
+        self.null_image_embed = nn.Parameter(
+            c.clip_embed_dim**-0.5 * torch.randn(c.clip_embed_dim)
+        )  # of length 1, about
+        self.null_caption = nn.Parameter(torch.randn(c.clip_text_seq_len, c.clip_text_width))
         self.unet = UNet(
             c.image_channels,
             c.image_channels,
@@ -108,14 +107,6 @@ class Decoder(nn.Module):
             c.num_attention_levels,
             c.head_dim,
         )
-        self.apply(self.init_weights)
-
-    def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        init_unet_weights(module)
-        if module is self:
-            nn.init.normal_(self.null_image_embed, std=self.config.clip_embed_dim**-0.5)  # of length 1, about
-            nn.init.normal_(self.null_caption)
 
     def forward(
         self,
@@ -159,20 +150,22 @@ def decode_image_embed(
     text_encodings: Tensor | None,
     x_T: Tensor,
     guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
     num_steps: int = 20,
     x_0_range: float = 1.0,
     **sampler,
 ) -> Tensor:
     """Images (B, C, H, H) in [0, 1] of CLIP image embeddings (B, E) of length 1, from noise x_T (B, C, H, H).
 
-    text_encodings (B, T, width) of their captions, or None; guidance_interval: the fractions of T, from and to, between which
-    there is guidance; `sampler` goes to Diffusion.sample.
+    text_encodings (B, T, width) of their captions, or None; `sampler` goes to Diffusion.sample.
     """
-    low, high = (fraction * decoder.diffusion.num_timesteps for fraction in guidance_interval)
-    network = guided(decoder, guidance_scale, image_embed, text_encodings, interval=(low, high))
+    network = guided(decoder, guidance_scale, image_embed, text_encodings)
     x_0 = decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **sampler)
     return from_x_0(x_0)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, H) to (B, C, size, size), each pixel the mean of those whose place it takes."""
+    return F.interpolate(images, size=(size, size), mode="area")
 
 
 def to_x_0(images: Tensor) -> Tensor:

@@ -8,17 +8,17 @@ B batch, T text tokens, E size of CLIP's embeddings, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
-from clip import Block
-from diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
+from lesson_17.clip import Block
+from lesson_17.diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from torch import Tensor, nn
 
 
 @dataclass
 class PriorConfig:
-    """Sizes of the prior; the defaults are the `cpu` preset.
+    """Sizes of the prior; the defaults are the `small` preset.
 
     Raises ValueError if a number is out of range, the heads do not divide the width, or it is odd.
     """
@@ -35,22 +35,16 @@ class PriorConfig:
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-            if f.type is float and not 0 <= value <= 1:
-                raise ValueError(f"{f.name} {value} is not in [0, 1].")
-        if self.num_layers > 1000:
-            raise ValueError(f"num_layers {self.num_layers} is more than 1,000.")
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
-        if self.dim % 2 or self.dim % self.num_heads:
+        if not 1 <= self.num_layers <= 1000 or not 0 <= self.caption_dropout <= 1:
+            raise ValueError("num_layers is 1 to 1,000, and caption_dropout is in [0, 1].")
+        if self.num_heads < 1 or self.dim < 2 or self.dim % 2 or self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is odd or does not divide into {self.num_heads} heads.")
 
 
 PRIOR_PRESETS = {
-    "cpu": PriorConfig(),
-    "gpu": PriorConfig(dim=256, num_layers=6, num_heads=4),
+    "small": PriorConfig(),
+    "large": PriorConfig(dim=256, num_layers=6, num_heads=4),
     "paper": PriorConfig(  # appendix C
         clip_embed_dim=1024, clip_text_width=1024, clip_text_seq_len=256, dim=2048, num_layers=24, num_heads=32
     ),
@@ -69,25 +63,17 @@ class DiffusionPrior(nn.Module):
         self.embed_text = nn.Linear(c.clip_embed_dim, c.dim)
         self.embed_time = nn.Sequential(nn.Linear(c.dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
         self.embed_image = nn.Linear(c.clip_embed_dim, c.dim)
-        self.query = nn.Parameter(torch.empty(c.dim))
+        self.query = nn.Parameter(torch.zeros(c.dim))
         # What stands in for a dropped caption: its token encodings and its text embedding.
-        self.null_caption = nn.Parameter(torch.empty(c.clip_text_seq_len + 1, c.dim))
-        self.positions = nn.Parameter(torch.empty(c.clip_text_seq_len + 4, c.dim))
+        self.null_caption = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 1, c.dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 4, c.dim))
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
         self.to_image_embed = nn.Linear(c.dim, c.clip_embed_dim)
-        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool, device="cpu").tril()
+        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool).tril()
         self.register_buffer("mask", causal, persistent=False)
-        self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim, device="cpu"))
-        self.register_buffer("embed_std", torch.ones(c.clip_embed_dim, device="cpu"))
-        self.apply(self.init_weights)
-
-    def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        if module is self:
-            nn.init.zeros_(self.query)
-            nn.init.normal_(self.null_caption, std=0.02)
-            nn.init.normal_(self.positions, std=0.02)
+        self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim))
+        self.register_buffer("embed_std", torch.ones(c.clip_embed_dim))
 
     def forward(
         self, x_t: Tensor, t: Tensor, text_embed: Tensor, text_encodings: Tensor, conditional: bool = True

@@ -10,15 +10,15 @@ up-sampler doubles height and width, where the paper's make four times of them.
 B batch, C image channels, S height and width of the small image, H of the large one.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from diffusion import Diffusion, check_diffusion, timestep_encoding
-from diffusion_decoder import from_x_0, to_x_0
+from lesson_17.diffusion import Diffusion, check_diffusion, timestep_encoding
+from lesson_17.diffusion_decoder import from_x_0, to_x_0
+from lesson_17.unet import UNet, check_unet
 from torch import Tensor, nn
-from unet import UNet, check_unet, init_unet_weights
 
 BLUR_SIGMA = 0.6  # pixels; with a kernel of 3x3, appendix C
 NOISE_STD = 0.05  # of small images in [0, 1]; the paper's first up-sampler has the blur only
@@ -26,7 +26,7 @@ NOISE_STD = 0.05  # of small images in [0, 1]; the paper's first up-sampler has 
 
 @dataclass
 class UpsamplerConfig:
-    """Sizes of the U-Net; the defaults are the `cpu` preset.
+    """Sizes of the U-Net; the defaults are the `small` preset.
 
     Raises ValueError if a number is out of range.
     """
@@ -42,17 +42,17 @@ class UpsamplerConfig:
     prediction: str = "v"  # as the decoder's
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        if self.small_size < 1 or self.image_size <= self.small_size:
+            raise ValueError(
+                f"small_size {self.small_size} is not 1 or more and less than image_size {self.image_size}."
+            )
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
 
 
 UPSAMPLER_PRESETS = {
-    "cpu": UpsamplerConfig(),
-    "gpu": UpsamplerConfig(width=64, num_blocks=2),
+    "small": UpsamplerConfig(),
+    "large": UpsamplerConfig(width=64, num_blocks=2),
     # The first of the paper's two, appendix C.
     "paper": UpsamplerConfig(
         small_size=64,
@@ -77,11 +77,6 @@ class Upsampler(nn.Module):
         dim = 4 * c.width  # of the time embedding
         self.embed_time = nn.Sequential(nn.Linear(c.width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.unet = UNet(2 * c.image_channels, c.image_channels, dim, c.width, c.width_multipliers, c.num_blocks)
-        self.apply(self.init_weights)
-
-    def init_weights(self, module: nn.Module) -> None:
-        """The first weights of one of the model's modules, where PyTorch's own are not wanted."""
-        init_unet_weights(module)
 
     def forward(self, x_t: Tensor, t: Tensor, small: Tensor) -> Tensor:
         """Noised images (B, C, H, H) at timesteps t (B,), and small images (B, C, S, S) in [0, 1], to a prediction
@@ -89,11 +84,6 @@ class Upsampler(nn.Module):
         time = self.embed_time(timestep_encoding(t, self.config.width))
         enlarged = F.interpolate(to_x_0(small), size=x_t.shape[2:], mode="bilinear")  # as ADM's up-samplers do
         return self.unet(torch.cat([x_t, enlarged], dim=1), time)
-
-
-def shrink(images: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, H) to (B, C, size, size), each pixel the mean of those whose place it takes."""
-    return F.interpolate(images, size=(size, size), mode="area")
 
 
 def corrupt(small: Tensor) -> Tensor:

@@ -15,20 +15,22 @@ R rows of the figure, K images in a row, B images, E size of CLIP's embeddings, 
 import math
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from diffusion import guided
-from diffusion_decoder import Decoder, decode_image_embed, from_x_0, to_x_0
-from diffusion_prior import draw_image_embed
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.diffusion import Diffusion, guided
+from lesson_17.diffusion_decoder import Decoder, decode_image_embed, from_x_0, to_x_0
+from lesson_17.diffusion_prior import draw_image_embed
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, UserError, bounded, seed_number, shortened, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images
-from utils.machine import Threads, get_device
+from utils.cli import ROOT, ArgumentParser, UserError, arguments_for, bounded, seed_number, shortened, start
+from utils.data import CaptionedImages
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.machine import Threads
 from utils.plots import save_grid
 from utils.prompts import Prompts
 from utils.samples import SeededNoise, sample_captions
@@ -36,23 +38,24 @@ from utils.samples import SeededNoise, sample_captions
 PAIRS = ("interpolation", "text_diff", "inpaint")  # modes that take the prompts two by two
 DIGIT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
 COLOR_PROMPTS = ["red 7", "blue 7", "thin green 4", "thick green 4", "yellow 3", "yellow 8", "purple 0", "orange 0"]
+DEFAULT_PROMPTS = {"mnist": DIGIT_PROMPTS, "mnist_5k": DIGIT_PROMPTS, "colored_mnist": COLOR_PROMPTS}
 NUM_COLUMNS = 8
 NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, get_device())
-    Threads(0)
-    if pipeline.upsamplers:
-        size = pipeline.decoder.config.image_size
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    Threads().choose()
+    size, images_size = pipeline.decoder.config.image_size, pipeline.data["image_size"]
+    if size != images_size:
         raise UserError(
-            f"The decoder draws {size}x{size} pixels, and what up-samplers add has no x_T of an image to come back from; edit "
-            f"with a decoder of the data's size, trained without --decoder_image_size."
+            f"The decoder draws {size}x{size} pixels of images of {images_size}x{images_size}, and what an up-sampler adds has no "
+            f"x_T to come back from; edit with a decoder that was trained without --decoder_image_size."
         )
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
-    if not args.prompts and source.is_digits:
-        args.prompts = COLOR_PROMPTS if source.image_channels == 3 else DIGIT_PROMPTS
+    if not args.prompts:
+        args.prompts = DEFAULT_PROMPTS.get(source.dataset)
     args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
     cells, captions = EDITS[args.mode](pipeline, train_set, test_set, args)  # (R, K, C, H, H), R rows of K
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -193,10 +196,10 @@ EDITS = {
 
 
 def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> CaptionedImages:
-    """A test image for each prompt. Raises UserError for a prompt that may be said of none."""
+    """A test image for each prompt. Raises UserError for a prompt that is a caption of none."""
     rng, chosen = random.Random(seed), []
     for prompt in prompts:
-        fitting = test_set.showing(prompt).tolist()
+        fitting = test_set.index_of(prompt).tolist()
         if not fitting:
             raise UserError(f"No test image has the caption {shortened(prompt)}; give one of theirs.")
         chosen.append(rng.choice(fitting))
@@ -208,7 +211,7 @@ def split(pipeline: Pipeline, images: CaptionedImages, num_steps: int) -> tuple[
     which `decode` comes back to x_0 in as many steps."""
     x_0, z_i = images.images(), pipeline.clip.encode_images(images)
     network = guided(pipeline.decoder, 1.0, z_i, None)
-    return x_0, z_i, pipeline.decoder.diffusion.invert(network, to_x_0(x_0), num_steps)
+    return x_0, z_i, invert(pipeline.decoder.diffusion, network, to_x_0(x_0), num_steps)
 
 
 def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler) -> Tensor:
@@ -269,10 +272,63 @@ def inpaint(
     randn = SeededNoise(seeds).randn
     image_embed = draw_image_embed(pipeline.prior, text_embed, text_encodings, randn=randn)
     network = guided(pipeline.decoder, guidance_scale, image_embed, text_encodings)
-    drawn = pipeline.decoder.diffusion.inpaint(
-        network, to_x_0(x_0), known, num_steps, num_repeats, randn=randn, x_0_range=1.0
+    drawn = repaint(
+        pipeline.decoder.diffusion, network, to_x_0(x_0), known, num_steps, num_repeats, randn=randn, x_0_range=1.0
     )
     return torch.where(known, x_0, from_x_0(drawn))
+
+
+@torch.no_grad()
+def invert(diffusion: Diffusion, network: Callable, x_0: Tensor, num_steps: int, num_iterations: int = 3) -> Tensor:
+    """The noise x_T from which `Diffusion.sample` by DDIM, in as many steps, with eta 0 and no x_0_range, comes to x_0 (B, ...).
+
+    In terms of v a DDIM step is a rotation, x_s = cos(angle) x_t - sin(angle) v (arXiv 2202.00512, appendix D).
+    Its v is predicted at the very x_t that is sought, so x_t is found by fixed-point iteration; one iteration is
+    the usual approximation (DDIM, section 4.3).
+    """
+    x_s = x_0
+    steps = diffusion.timesteps(num_steps)[::-1]
+    for s, t in zip(steps, steps[1:]):
+        (a_s, b_s), (a_t, b_t) = diffusion.at(s, x_s), diffusion.at(t, x_s)
+        cos, sin = a_s * a_t + b_s * b_t, b_t * a_s - a_t * b_s
+        x_t = x_s
+        for _ in range(num_iterations):
+            predicted_x_0, eps = diffusion.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
+            x_t = (x_s + sin * (a_t * eps - b_t * predicted_x_0)) / cos
+        x_s = x_t
+    return x_s
+
+
+@torch.no_grad()
+def repaint(
+    diffusion: Diffusion,
+    network: Callable,
+    x_0: Tensor,
+    known: Tensor,
+    num_steps: int,
+    num_repeats: int = 5,
+    randn: Callable = torch.randn,
+    x_0_range: float = math.inf,
+) -> Tensor:
+    """x_0 (B, ...) where `known` (bool, of a shape that broadcasts), and samples that fit to it elsewhere: RePaint
+    (arXiv 2201.09865, algorithm 1), in num_steps * num_repeats calls of the network.
+
+    What is known is put in at each step, with as much noise as there is at that step. The rest was drawn before that, and
+    may not fit; so each step is taken `num_repeats` times, with noise put back in between.
+    """
+    x = randn(x_0.shape).to(x_0)
+    steps = diffusion.timesteps(num_steps)
+    for t, s in zip(steps, steps[1:]):
+        a_t, b_t = diffusion.at(t, x)
+        a_s, b_s = diffusion.at(s, x)
+        for _ in range(num_repeats):
+            mean, variance = diffusion.q_posterior(diffusion.predict(network, x, t, x_0_range)[0], x, t, s)
+            drawn = mean + variance.sqrt() * randn(x.shape).to(x)
+            x_s = torch.where(known, a_s * x_0 + b_s * randn(x.shape).to(x), drawn)
+            alpha = (a_t / a_s) ** 2
+            x = alpha.sqrt() * x_s + (1 - alpha).sqrt() * randn(x.shape).to(x)
+        x = x_s
+    return x
 
 
 if __name__ == "__main__":

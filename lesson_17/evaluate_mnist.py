@@ -8,44 +8,44 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import torch.nn.functional as F
-from diffusion_decoder import decode_image_embed, to_x_0
-from diffusion_upsampler import shrink
-from frozen_clip import EncodedCaptions, zero_shot_accuracy
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from lesson_17.diffusion_decoder import decode_image_embed, shrink, to_x_0
+from lesson_17.frozen_clip import NUM_HELD_OUT, EmbeddedImages, zero_shot_accuracy
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from lesson_17.train_prior import evaluate as evaluate_prior
 from torch import Tensor
-from train_prior import evaluate as evaluate_prior
-from utils.cli import ArgumentParser, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import Threads, get_device
+from utils.checkpoints import models_folder
+from utils.cli import ArgumentParser, arguments_for, start
+from utils.data import CaptionedImages, map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.machine import Threads
 from utils.samples import sample_captions
 from utils.scoring import Judge, Row, add_evaluation_flags, write_report
 
-NUM_HELD_OUT = 1000  # test images that the decoder and the up-samplers are measured on
 NUM_RANGES = 5  # of timesteps
 
 
 def main() -> None:
     args = parse_args()
-    device = get_device()
-    pipeline = Pipeline.load(args, device)
-    Threads(0)
-    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    Threads().choose()
+    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     judge = Judge(source, train_set, test_set)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}
+    unguided = {**sampling, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
+    enlarge = enlarger(pipeline, source.image_size, args)
 
     torch.manual_seed(0)
     image_embed = pipeline.clip.encode_images(test_set)
-    samples = judge.draw(partial(pipeline.draw, **sampling), args.num_samples)
-    unguided = {**sampling, "guidance_scale": 1.0, "prior_guidance_scale": 1.0}
-    unguided_samples = judge.draw(partial(pipeline.draw, **unguided), args.num_samples)
-    held_out = test_set.subset(slice(NUM_HELD_OUT))
-    captions = EncodedCaptions(pipeline.clip, held_out.captions, device)
+    samples, unguided_samples = (
+        judge.draw(lambda prompts, seeds: enlarge(pipeline.draw(prompts, seeds, **how), seeds), args.num_samples)  # noqa: B023
+        for how in (sampling, unguided)
+    )
+    held_out = EmbeddedImages.of(pipeline.clip, test_set.subset(slice(NUM_HELD_OUT)))
     rows = [
         *clip_rows(pipeline, image_embed, test_set),
-        *prior_rows(pipeline, held_out, captions, image_embed[:NUM_HELD_OUT]),
-        *decoder_rows(pipeline, judge, held_out, captions, image_embed[:NUM_HELD_OUT], args),
-        *(upsampler_rows(pipeline, judge, held_out, args) if pipeline.upsamplers else []),
+        *prior_rows(pipeline, held_out),
+        *decoder_rows(pipeline, judge, held_out, enlarge, sampling),
+        *(upsampler_rows(pipeline, judge, held_out.images, enlarge) if enlarge is not same_size else []),
         *judge.real_rows(len(samples.images)),
         *judge.sample_rows("samples", samples),
         *judge.sample_rows("unguided samples", unguided_samples),
@@ -79,17 +79,31 @@ def clip_rows(pipeline: Pipeline, image_embed: Tensor, test_set: CaptionedImages
     ]
 
 
-def prior_rows(
-    pipeline: Pipeline, held_out: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor
-) -> list[Row]:
+def same_size(images: Tensor, seeds: list[int]) -> Tensor:
+    return images
+
+
+def enlarger(pipeline: Pipeline, image_size: int, args):
+    """What brings images (B, C, h, h) of the decoder's size, with a seed each, to the data's: nothing, or the newest
+    up-samplers."""
+    size = pipeline.decoder.config.image_size
+    if size == image_size:
+        return same_size
+    from lesson_17.upsample_mnist import load_upsamplers, upsample_all
+
+    upsamplers = load_upsamplers(size, pipeline.decoder.config.image_channels, models_folder(args.models))
+    return partial(upsample_all, upsamplers, num_steps=args.sampling_steps, sampler=args.sampler)
+
+
+def prior_rows(pipeline: Pipeline, held_out: EmbeddedImages) -> list[Row]:
     """Where the embeddings that the prior draws for captions lie: near their captions, and near real images."""
-    shown = sample_captions(held_out, 100)
-    ids = torch.tensor([held_out.captions.index(caption) for caption in shown], device=pipeline.device)
-    _, measured = evaluate_prior(pipeline.prior, ids, held_out, captions, image_embed)
+    shown = sample_captions(held_out.images, 100)
+    ids = torch.tensor([held_out.images.captions.index(caption) for caption in shown], device=pipeline.device)
+    _, measured = evaluate_prior(pipeline.prior, ids, held_out, batch_size=500)
     names = ("own_caption_nearest", "cosine_to_images", "cosine_of_images", "cosine_to_caption")
     own, to_images, of_images, to_caption = (measured[name] for name in names)
     return [
-        Row("prior, own caption nearest", own, f"{own:.1%}", "or one that may be said of the same images"),
+        Row("prior, own caption nearest", own, f"{own:.1%}", "or one that is valid for the same images"),
         Row(
             "prior, cosine to images",
             to_images,
@@ -101,39 +115,43 @@ def prior_rows(
     ]
 
 
-def decoder_rows(
-    pipeline: Pipeline, judge: Judge, held_out: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor, args
-) -> list[Row]:
+def decoder_rows(pipeline: Pipeline, judge: Judge, held_out: EmbeddedImages, enlarge, sampling: dict) -> list[Row]:
     """The loss by timestep, and what real images' embeddings are decoded to."""
-    decoder, images = pipeline.decoder, shrink(held_out.images(), pipeline.decoder.config.image_size)
-    _, encodings = captions[held_out.caption_ids[:, 0]]
+    decoder, image_embed = pipeline.decoder, held_out.image_embed
+    images = shrink(held_out.images.images(), decoder.config.image_size)
+    _, encodings = held_out.captions[held_out.images.caption_ids[:, 0]]
 
     rows = []
     for low, high in timestep_ranges(decoder.diffusion.num_timesteps):
-        t = torch.randint(low, high + 1, (len(images),), device=images.device)
-        x_0, eps = to_x_0(images), torch.randn_like(images)
-        predicted = decoder(decoder.diffusion.q_sample(x_0, t, eps), t, image_embed, encodings)
-        loss = F.mse_loss(predicted, decoder.diffusion.target(x_0, t, eps))
-        rows.append(Row(f"decoder, loss, t {low} to {high}", loss.item(), f"{loss:.4f}", "on test images"))
+
+        def losses(x_0: Tensor, image_embed: Tensor, encodings: Tensor) -> Tensor:
+            t = torch.randint(low, high + 1, (len(x_0),), device=x_0.device)  # noqa: B023
+            return decoder.diffusion.loss(decoder, x_0, image_embed, encodings, t=t).expand(len(x_0))
+
+        loss = (
+            map_in_chunks(torch.no_grad()(losses), to_x_0(images), image_embed, encodings, batch_size=100).mean().item()
+        )
+        rows.append(Row(f"decoder, loss, t {low} to {high}", loss, f"{loss:.4f}", "on test images"))
     mean = sum(row.value for row in rows) / len(rows)
     rows.append(Row("decoder, loss", mean, f"{mean:.4f}", "the mean of these"))
 
     if judge.reader:
-        x_T = torch.randn_like(images)
-        settings = {"num_steps": args.sampling_steps, "sampler": args.sampler}
-        decoded = decode_image_embed(
-            decoder, image_embed, encodings, x_T, args.guidance_scale, args.guidance_interval, **settings
-        )
+        settings = {"num_steps": sampling["sampling_steps"], "sampler": sampling["sampler"]}
+
+        def decode(image_embed: Tensor, encodings: Tensor, x_T: Tensor) -> Tensor:
+            return decode_image_embed(decoder, image_embed, encodings, x_T, sampling["guidance_scale"], **settings)
+
+        decoded = map_in_chunks(decode, image_embed, encodings, torch.randn_like(images), batch_size=100)
         meaning = "on what test images' embeddings decode to"
-        rows.append(read_row("decoder, scorer's accuracy", judge, pipeline.upsample(decoded, **settings), meaning))
+        drawn = enlarge(decoded, list(range(len(decoded))))
+        rows.append(read_row("decoder, scorer's accuracy", judge, drawn, meaning))
     return rows
 
 
-def upsampler_rows(pipeline: Pipeline, judge: Judge, held_out: CaptionedImages, args) -> list[Row]:
+def upsampler_rows(pipeline: Pipeline, judge: Judge, held_out: CaptionedImages, enlarge) -> list[Row]:
     """What comes back of test images that are made as small as those of the decoder."""
     small = shrink(held_out.images(), pipeline.decoder.config.image_size)
-    draw = partial(pipeline.upsample, num_steps=args.sampling_steps, sampler=args.sampler)
-    images = map_in_parts(draw, small, batch_size=100)
+    images = enlarge(small, list(range(len(small))))
     kept = (shrink(images, small.shape[-1]) - small).square().mean().sqrt().item()
     rows = [
         Row("up-samplers, small image kept", kept, f"{kept:.3f}", "RMS distance of it to the large one, made small")

@@ -1,5 +1,4 @@
-"""A trained CLIP, frozen, as others use it: the prior and the decoder learn from its embeddings, and the generators of both
-lessons let it choose among candidates.
+"""A trained CLIP, frozen, as the prior and the decoder see it: they learn from its embeddings.
 
 B batch, T text tokens, E embedding size, D text width, M captions, N images.
 """
@@ -9,13 +8,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lesson_08.bpe import PAD_ID, Tokenizer
-from lesson_17.clip import CLIP, CLIPConfig, PretrainedCLIP
-from torch import Tensor
+from lesson_17.clip import CLIP, CLIPConfig
+from torch import Tensor, nn
+from utils.bpe import PAD_ID, Tokenizer
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, UserError
-from utils.data import CaptionedImages, map_in_parts
-from utils.machine import free_memory, say
+from utils.cli import ROOT, ArgumentParser, UserError
+from utils.data import CaptionedImages, DataSource
+from utils.datasets import load_images
+from utils.machine import free_memory, get_device, say
+
+NUM_HELD_OUT = 1000  # test images that each sample step of the prior and the decoder measures with
+
+
+def add_clip_flags(parser: ArgumentParser) -> None:
+    """What FrozenCLIP.load takes."""
+    parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
+    parser.add_argument("--clip_model", metavar="NAME", help="take a CLIP that transformers loads")
 
 
 @dataclass
@@ -26,43 +34,40 @@ class FrozenCLIP:
     checkpoint says of the images that it learned from; None of a pretrained one.
     """
 
-    model: CLIP | PretrainedCLIP
+    model: nn.Module  # CLIP, or what has its encode_image and encode_text
     tokenizer: Tokenizer | None
     source: dict
     data: dict | None = None
 
     @classmethod
     def load(
-        cls, clip_model: str | None, clip_checkpoint: str | None, device, models: Path = ROOT / "output"
+        cls, clip_checkpoint: str | None = None, clip_model: str | None = None, models: Path = ROOT / "output"
     ) -> "FrozenCLIP":
-        """The pretrained `clip_model`, or our own from a checkpoint, for None the newest one in the folder `models`.
+        """Our own from a checkpoint, for None the newest one in the folder `models`; or the pretrained `clip_model`.
 
-        Raises UserError if there is none.
+        Raises UserError if there is none, or both are given.
         """
-        if clip_model is not None:
-            say(f"Loading the pretrained CLIP {clip_model} ...")
-            try:
-                model = PretrainedCLIP(clip_model).to(device)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"transformers finds no CLIP named {clip_model}; give the name of one on its hub, or a folder."
-                ) from error
-            return cls(
-                model, None, {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model.state_dict())}
-            )
+        if clip_model and clip_checkpoint:
+            raise UserError("--clip_model takes the place of --clip_checkpoint; give one of the two.")
+        if clip_model:
+            from lesson_17.pretrained_clip import load_pretrained
+
+            model = load_pretrained(clip_model).to(get_device())
+            source = {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model.state_dict())}
+            return cls(model, None, source)
         file = find_checkpoint(clip_checkpoint, "clip", models)
         if file is None:
-            raise UserError(
-                "There is no trained CLIP yet; train one with python lesson_17/train_mnist.py --stage clip."
-            )
+            raise UserError("There is no trained CLIP yet; train one with python lesson_17/train_clip.py, at the root.")
         checkpoint = load_checkpoint(file, "clip")
-        model = load_model(checkpoint, CLIP, CLIPConfig).to(device)
-        source = {"file": str(file), "pretrained": None, "fingerprint": fingerprint(model.state_dict())}
+        model = load_model(checkpoint, CLIP, CLIPConfig).to(get_device())
+        source = {"file": str(file.absolute()), "pretrained": None, "fingerprint": fingerprint(model.state_dict())}
         return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"])
 
     @property
     def sizes(self) -> dict[str, int]:
-        return sizes_from_clip(self.model if self.tokenizer is None else self.model.config)
+        """What the configs of the prior and the decoder take from CLIP."""
+        c = self.model.config
+        return {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Prompts to text tokens (B, T)."""
@@ -82,24 +87,6 @@ class FrozenCLIP:
         """The embeddings (N, E) of all `images`."""
         return images.map(self.model.encode_image)
 
-    @torch.no_grad()
-    def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """The cosine of each image (B, C, H, H) in [0, 1] and its own prompt, of B: (B,)."""
-        distinct = list(dict.fromkeys(prompts))
-        text_embed, _ = self.encode_prompts(distinct, images.device)
-        own = text_embed[[distinct.index(prompt) for prompt in prompts]]
-        return (map_in_parts(self.model.encode_image, images) * own).sum(dim=1)
-
-    def check_data(self, data: dict) -> None:
-        """Raises UserError if this CLIP learned from other images or captions than a model whose checkpoint says `data` of
-        its own."""
-        if self.data and any(self.data[name] != data[name] for name in ("image_size", "image_channels", "examples")):
-            ours, theirs = ("{dataset}, {image_size}x{image_size}".format(**one) for one in (self.data, data))
-            raise UserError(
-                f"{self.source['file']} learned from {ours}, and the pictures are of {theirs}; name a CLIP of the same images "
-                f"with --clip_checkpoint, or a pretrained one with --clip_model."
-            )
-
 
 class EncodedCaptions:
     """What CLIP makes of M captions: computed once, if that fits into the memory, or else each time it is asked for."""
@@ -118,13 +105,31 @@ class EncodedCaptions:
         return tuple(table[caption] for table in self.encoded)
 
 
-def sizes_from_clip(c: CLIPConfig | PretrainedCLIP) -> dict[str, int]:
-    """What the configs of the prior and the decoder take from CLIP."""
-    return {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
+@dataclass
+class EmbeddedImages:
+    """Captioned images and what CLIP makes of them."""
+
+    images: CaptionedImages
+    image_embed: Tensor  # (N, E)
+    captions: EncodedCaptions
+
+    @classmethod
+    def of(cls, clip: FrozenCLIP, images: CaptionedImages) -> "EmbeddedImages":
+        return cls(images, clip.encode_images(images), EncodedCaptions(clip, images.captions, images.device))
+
+
+def load_embedded(
+    clip: FrozenCLIP, source: DataSource, data_dir: Path
+) -> tuple[EmbeddedImages, EmbeddedImages, DataSource]:
+    """Training images, and some test images, with what CLIP makes of them; and their source with its gaps filled in."""
+    train_set, test_set, source = load_images(source, data_dir, get_device())
+    say("Embedding the images ...")
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
+    return EmbeddedImages.of(clip, train_set), EmbeddedImages.of(clip, held_out), source
 
 
 def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: CaptionedImages) -> float:
-    """The fraction of images, embedded as (N, E), whose nearest caption, embedded as (M, E), may be said of them."""
+    """The fraction of images, embedded as (N, E), whose nearest caption, embedded as (M, E), is valid for them."""
     with torch.autocast(image_embed.device.type, enabled=False):  # bfloat16 cannot tell near captions apart
         nearest = (image_embed @ text_embed.T).argmax(dim=1)
     return (images.caption_ids == nearest[:, None]).any(dim=1).float().mean().item()

@@ -5,36 +5,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
-from utils.cli import ROOT, ArgumentParser, start
-from utils.machine import Threads, get_device
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
+from utils.cli import ROOT, ArgumentParser, arguments_for, start
+from utils.machine import Threads
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import add_sample_flags, choose_prompts, nearest_candidates, write_images
+from utils.samples import add_sample_flags, choose_prompts, write_images
 
 
 def main() -> None:
-    args = parse_args()
-    pipeline = Pipeline.load(args, get_device())
-    Threads(0)
-    prompts, columns = choose_prompts(args, Prompts.of_checkpoint(pipeline.data))
+    parser = ArgumentParser(__doc__)
+    add_sample_flags(parser, ROOT / "output/dall_e_2_samples")
+    add_sampling_flags(parser)
+    add_model_flags(parser)
+    args = parser.parse_args()
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    Threads().choose()
+    known = Prompts.of_checkpoint(pipeline.data)
+    prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, known)
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
-    if args.candidates:
-        similarity = pipeline.clip.similarity(images, prompts)
-        kept = nearest_candidates(similarity, args.candidates, args.num_samples)
-        images, prompts, seeds = images[kept], [prompts[i] for i in kept], [seeds[i] for i in kept]
     write_images(images, prompts, seeds, args.output_dir)
     save_grid(images, args.output_dir / "grid.png", columns, prompts)
     print(f"{len(prompts)} images, samples.csv and grid.png are in {args.output_dir}")
-
-
-def parse_args():
-    parser = ArgumentParser(__doc__)
-    add_sample_flags(parser, ROOT / "output" / "dall_e_2_samples")
-    add_sampling_flags(parser)
-    add_model_flags(parser)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

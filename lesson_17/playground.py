@@ -9,15 +9,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from diffusion import guided
-from diffusion_decoder import from_x_0
-from edit_mnist import choose_images, decode, inpaint, principal_components, slerp, split, text_difference
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.diffusion import guided
+from lesson_17.diffusion_decoder import from_x_0
+from lesson_17.edit_mnist import choose_images, decode, inpaint, principal_components, slerp, split, text_difference
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, UserError, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images
-from utils.digits import DIGIT_WORDS, INKS, asked_for
-from utils.machine import get_device
+from utils.cli import ArgumentParser, UserError, arguments_for, start
+from utils.data import CaptionedImages
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.datasets.colored_mnist import INKS, asked_for
+from utils.datasets.mnist import DIGIT_WORDS
 from utils.playground import (
     ONE_AT_A_TIME,
     PICTURE,
@@ -56,7 +57,7 @@ def main() -> None:
     add_model_flags(parser)
     add_data_flags(parser)
     args = parser.parse_args()
-    pipeline = Pipeline.load(args, get_device())
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     source = data_source(args, pipeline.data)
     if not args.dataset and source.dataset == "mnist":
         source = replace(source, dataset=None)  # where it cannot be downloaded, its 5,000 digits will do
@@ -92,7 +93,9 @@ class Playground:
                     height=480,
                 )
                 gr.on([page.load, embeddings.change], self.plot, [embeddings], plot, **ONE_AT_A_TIME)
-            if not self.pipeline.upsamplers:  # of what they add, no x_T is known
+            if (
+                self.test_set.pixels.shape[-1] == self.pipeline.decoder.config.image_size
+            ):  # else no x_T leads to an image
                 with gr.Tab("Between images"):
                     self.between_tab(page)
                 with gr.Tab("Text difference"):
@@ -168,8 +171,6 @@ class Playground:
             network = guided(pipeline.decoder, scale, image_embed, text_encodings)
             for x_t, x_0 in pipeline.decoder.diffusion.sample_steps(network, x_T, x_0_range=1.0, **settings):
                 yield picture(torch.cat([from_x_0(x_t), from_x_0(x_0)]), NUM_SHOWN), image_embed
-            if pipeline.upsamplers:
-                yield picture(pipeline.upsample(from_x_0(x_0), **settings), NUM_SHOWN), image_embed
 
     def redraw(self, *inputs):
         """The last of what `draw` gives."""

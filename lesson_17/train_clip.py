@@ -1,23 +1,30 @@
-"""Stage 1 of train_mnist.py, CLIP: images and captions to neighbors in one space. Writes to output/clip."""
+"""Train CLIP, stage 1 of DALL·E 2: images and captions to neighbors in one space. Writes to output/clip."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from clip import CLIP, CLIPConfig
-from frozen_clip import add_end, tokenize, zero_shot_accuracy
-from lesson_08.bpe import PAD_ID, CaptionTable, Tokenizer
-from optimizers import make_optimizers
+from lesson_17.clip import CLIP, CLIP_PRESETS, CLIPConfig
+from lesson_17.frozen_clip import add_end, tokenize, zero_shot_accuracy
 from torch import Tensor
-from utils.data import CaptionedImages, data_source, load_images
+from utils.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
+from utils.cli import ROOT, ArgumentParser, TrainingParser, bounded, start
+from utils.data import CaptionedImages, DataSource
+from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import get_device, say
-from utils.plots import save_matrix
+from utils.optimizers import make_optimizers
+from utils.plots import plot_metrics, save_matrix
 from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(
+    "small": TrainingConfig(
         num_training_steps=1200, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=300
     ),
-    "gpu": TrainingConfig(
+    "large": TrainingConfig(
         num_training_steps=5000,
         batch_size=256,
         learning_rate=1e-3,
@@ -35,57 +42,91 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
+STAGE = {"clip": (CLIP_PRESETS, TRAINING)}
+FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}
+TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
 NUM_HELD_OUT = 1000  # test images that each sample step measures
 NUM_SHOWN = 10  # and shows, beside at most twice as many captions
 
 
-def train(args, config: CLIPConfig, training: TrainingConfig) -> None:
-    device, folder = get_device(), args.output_dir / "clip"
-    train_set, test_set, source = load_images(data_source(args), args.data_dir, device)
+def main() -> None:
+    parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_DATA)
+    add_flags(parser)
+    add_data_flags(parser)
+    args = parser.parse_args()
+    config, training = parser.configs(args)["clip"]
+    images = load_images(data_source(args), args.data_dir, get_device())
+    train(config, training, *images, args.output_dir / "clip", args.text_seq_len, args.resume)
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
+
+
+def train(
+    config: CLIPConfig,
+    training: TrainingConfig,
+    train_set: CaptionedImages,
+    test_set: CaptionedImages,
+    source: DataSource,
+    folder: Path,
+    text_seq_len: int | None = None,
+    resume: bool = False,
+    skip_finished: bool = False,
+) -> None:
+    """Train it, unless it is finished and that is to be skipped."""
+    device = train_set.device
     held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(NUM_SHOWN)
     shown_captions = shown.captions[: 2 * NUM_SHOWN]
     tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
-    captions = CaptionTable(tokenizer, train_set.captions, args.text_seq_len, device)
+    captions = CaptionTable(tokenizer, train_set.captions, text_seq_len, device)
     if captions.num_cut:
         say(f"{captions.num_cut} captions lose what is behind their {captions.text_seq_len} tokens (--text_seq_len).")
-    text_seq_len = captions.text_seq_len + 1  # with the end of the text
-    held_out_tokens, shown_tokens = (
-        tokenize(tokenizer, texts, text_seq_len).to(device) for texts in (held_out.captions, shown_captions)
-    )
     config = with_sizes(
         config,
         image_size=source.image_size,
         image_channels=source.image_channels,
         text_vocab_size=tokenizer.vocab_size,
-        text_seq_len=text_seq_len,
+        text_seq_len=captions.text_seq_len + 1,  # with the end of the text
         pad_id=PAD_ID,
+    )
+    held_out_tokens, shown_tokens = (
+        tokenize(tokenizer, texts, config.text_seq_len).to(device) for texts in (held_out.captions, shown_captions)
     )
 
     clip = build_model(CLIP, config, training)
-    optimizers = make_optimizers(clip, [clip.image_encoder.blocks, clip.text_encoder.blocks], training)
-    extra = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json()}
-    with Run("clip", clip, optimizers, training, folder, args.resume, **extra) as run:
-        for _, index in run.steps(len(train_set)):
+    optimizers = make_optimizers(clip, training, [*clip.image_encoder.blocks, *clip.text_encoder.blocks])
+    origin = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json()}
+    with Run("clip", clip, optimizers, training, folder, **origin) as run:
+        if skip_finished and run.is_finished(len(train_set)):
+            return
+        for _, index in run.steps(len(train_set), resume):
             images = train_set.images(index)  # (B, C, H, H) in [0, 1]
-            caption = train_set.draw_captions(index)  # (B,), one of what may be said of each
+            caption = train_set.draw_captions(index)  # (B,), one valid caption of each image
             text_tokens = add_end(captions.draw(caption))  # (B, T)
-            loss, metrics = run.model(images, text_tokens, caption, train_set.caption_ids[index])
+            with run.autocast():
+                loss, metrics = clip(images, text_tokens, caption, train_set.caption_ids[index])
             run.update(loss, **metrics)
             clip.clip_logit_scale()
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    zero_shot = evaluate(averaged, held_out, held_out_tokens)
+                    zero_shot = evaluate(averaged, held_out, held_out_tokens, training.batch_size)
                     cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(shown_tokens)[0].T
+                run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
                     title = f"step {run.step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}"
                     save_matrix(cosines, folder / f"sample-{run.step}.png", shown.images(), shown_captions, title)
-                run.log_held_out({"zero_shot_accuracy": zero_shot})
+                    plot_metrics(folder, "clip")
             if run.is_due(training.save_every):
                 run.save()
 
 
-def evaluate(clip: CLIP, images: CaptionedImages, text_tokens: Tensor) -> float:
-    """The fraction of images whose nearest caption, of those with text_tokens (M, T), may be said of them."""
-    text_embed = torch.cat([clip.encode_text(part)[0] for part in text_tokens.split(500)])
-    return zero_shot_accuracy(images.map(clip.encode_image), text_embed, images)
+def evaluate(clip: CLIP, images: CaptionedImages, text_tokens: Tensor, batch_size: int) -> float:
+    """The fraction of images whose nearest caption, of those with text_tokens (M, T), is valid for them."""
+    text_embed = torch.cat([clip.encode_text(part)[0] for part in text_tokens.split(batch_size)])
+    return zero_shot_accuracy(images.map(clip.encode_image, batch_size), text_embed, images)
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,23 +1,36 @@
-"""Stage 3 of train_mnist.py, the decoder: CLIP image embeddings to images. Writes to output/decoder."""
+"""Train the decoder, stage 3 of DALL·E 2: CLIP image embeddings to images. Writes to output/decoder."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import torch.nn.functional as F
-from diffusion_decoder import Decoder, DecoderConfig, decode_image_embed, to_x_0
-from diffusion_upsampler import shrink
-from frozen_clip import EncodedCaptions, FrozenCLIP
-from optimizers import make_optimizers
-from pipeline import doublings
+from lesson_17.diffusion_decoder import (
+    DECODER_PRESETS,
+    Decoder,
+    DecoderConfig,
+    decode_image_embed,
+    shrink,
+    to_x_0,
+)
+from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, add_clip_flags, load_embedded
 from torch import Tensor
-from utils.data import data_source, load_images
-from utils.machine import get_device, say
-from utils.plots import save_grid
+from utils.cli import ROOT, ArgumentParser, TrainingParser, bounded, start
+from utils.data import DataSource, map_in_chunks
+from utils.datasets import add_data_flags, data_source
+from utils.machine import Threads
+from utils.optimizers import make_optimizers
+from utils.plots import plot_metrics, save_grid
 from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(num_training_steps=2500, batch_size=64, learning_rate=3e-3, ema_decay=0.99, sample_every=625),
-    "gpu": TrainingConfig(
+    "small": TrainingConfig(
+        num_training_steps=2500, batch_size=64, learning_rate=3e-3, ema_decay=0.99, sample_every=625
+    ),
+    "large": TrainingConfig(
         num_training_steps=10_000,
         batch_size=128,
         learning_rate=1e-3,
@@ -34,58 +47,92 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
-NUM_HELD_OUT = 1000  # test images that each sample step measures
-NUM_SHOWN = 10  # and shows
+STAGE = {"decoder": (DECODER_PRESETS, TRAINING)}
+FROM_DATA = {"image_size", "image_channels", "clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
+NUM_SHOWN = 10  # test images that each sample step shows
 
 
-def train(args, config: DecoderConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
-    device, folder = get_device(), args.output_dir / "decoder"
-    train_set, test_set, source = load_images(data_source(args, clip.data), args.data_dir, device)
-    held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(NUM_SHOWN)
-    say("Embedding the images ...")
-    image_embed, held_out_embed, shown_embed = (clip.encode_images(images) for images in (train_set, held_out, shown))
-    captions = EncodedCaptions(clip, train_set.captions, device)
-    _, held_out_encodings = EncodedCaptions(clip, held_out.captions, device)[held_out.caption_ids[:, 0]]
-    shown_captions = [shown.captions[i] for i in shown.caption_ids[:, 0]]
-    _, shown_encodings = clip.encode_prompts(shown_captions, device)
+def main() -> None:
+    parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_DATA)
+    add_flags(parser)
+    add_clip_flags(parser)
+    add_data_flags(parser)
+    args = parser.parse_args()
+    config, training = parser.configs(args)["decoder"]
+    Threads(training.num_threads).choose()  # embedding all images is work, too
+    clip = FrozenCLIP.load(args.clip_checkpoint, args.clip_model, args.output_dir)
+    embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
+    size = args.decoder_image_size
+    train(config, training, clip, *embedded, args.output_dir / "decoder", size, args.resume)
 
-    image_size = args.decoder_image_size or source.image_size
-    doublings(image_size, source.image_size)  # refuses a size from which no up-samplers lead to the data's
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder_image_size",
+        type=bounded(int, 1, 4096),
+        help="size of the images that the decoder draws, if they are to be smaller than the data's",
+    )
+
+
+def train(
+    config: DecoderConfig,
+    training: TrainingConfig,
+    clip: FrozenCLIP,
+    embedded: EmbeddedImages,
+    held_out: EmbeddedImages,
+    source: DataSource,
+    folder: Path,
+    image_size: int | None = None,
+    resume: bool = False,
+    skip_finished: bool = False,
+) -> None:
+    """Train it, unless it is finished and that is to be skipped, to draw images of image_size, the data's for None."""
+    train_set, image_embed, captions = embedded.images, embedded.image_embed, embedded.captions
+    image_size = image_size or source.image_size
+    shown = EmbeddedImages.of(clip, held_out.images.of_different_captions(NUM_SHOWN))
+    shown_images = shrink(shown.images.images(), image_size)
+    shown_captions = [shown.images.captions[i] for i in shown.images.caption_ids[:, 0]]
+    _, shown_encodings = shown.captions[shown.images.caption_ids[:, 0]]
+
     config = with_sizes(config, **clip.sizes, image_size=image_size, image_channels=source.image_channels)
     decoder = build_model(Decoder, config, training)
-    diffusion, optimizers = decoder.diffusion, make_optimizers(decoder, [], training)
-    extra = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
-    with Run("decoder", decoder, optimizers, training, folder, args.resume, **extra) as run:
-        for _, index in run.steps(len(train_set)):
+    optimizers = make_optimizers(decoder, training)
+    origin = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
+    with Run("decoder", decoder, optimizers, training, folder, **origin) as run:
+        if skip_finished and run.is_finished(len(train_set)):
+            return
+        for _, index in run.steps(len(train_set), resume):
             _, text_encodings = captions[train_set.draw_captions(index)]  # (B, T, D)
-            # DDPM, algorithm 1
             x_0 = to_x_0(shrink(train_set.images(index), image_size))  # (B, C, H, H) in [-1, 1]
-            t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
-            eps = torch.randn_like(x_0)
-            x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, image_embed[index], text_encodings)  # of v
-            loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
+            with run.autocast():
+                loss = decoder.diffusion.loss(decoder, x_0, image_embed[index], text_encodings)
             run.update(loss)
 
             if run.is_due(training.sample_every):
-                images, shown_images = (shrink(images.images(), image_size) for images in (held_out, shown))
                 with run.evaluation() as averaged:
-                    measured = evaluate(averaged, images, held_out_embed, held_out_encodings)
+                    held_out_loss = evaluate(averaged, held_out, training.batch_size)
                     x_T = torch.randn_like(shown_images)
-                    drawn = decode_image_embed(averaged, shown_embed, shown_encodings, x_T)
+                    drawn = decode_image_embed(averaged, shown.image_embed, shown_encodings, x_T)
+                run.log_held_out({"held_out_loss": held_out_loss})
                 if run.is_main:
                     title = f"step {run.step}: test images above what their embeddings are decoded to"
                     rows, path = torch.cat([shown_images, drawn]), folder / f"sample-{run.step}.png"
-                    save_grid(rows, path, len(shown), 2 * shown_captions, title)
-                run.log_held_out(measured)
+                    save_grid(rows, path, len(shown_images), 2 * shown_captions, title)
+                    plot_metrics(folder, "decoder")
             if run.is_due(training.save_every):
                 run.save()
 
 
-def evaluate(decoder: Decoder, images: Tensor, image_embed: Tensor, text_encodings: Tensor) -> dict[str, float]:
-    """The loss of images (B, C, H, H) in [0, 1] at random timesteps, as in training."""
-    diffusion, x_0 = decoder.diffusion, to_x_0(images)
-    t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=x_0.device)
-    eps = torch.randn_like(x_0)
-    predicted = decoder(diffusion.q_sample(x_0, t, eps), t, image_embed, text_encodings)
-    return {"held_out_loss": F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps)).item()}
+def evaluate(decoder: Decoder, held_out: EmbeddedImages, batch_size: int) -> float:
+    """The loss of held-out images at random timesteps, as in training."""
+
+    def losses(index: Tensor) -> Tensor:
+        x_0 = to_x_0(shrink(held_out.images.images(index), decoder.config.image_size))
+        _, text_encodings = held_out.captions[held_out.images.caption_ids[index, 0]]
+        return decoder.diffusion.loss(decoder, x_0, held_out.image_embed[index], text_encodings).expand(len(x_0))
+
+    return map_in_chunks(losses, torch.arange(len(held_out.images)), batch_size=batch_size).mean().item()
+
+
+if __name__ == "__main__":
+    start(main)

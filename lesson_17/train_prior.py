@@ -1,27 +1,31 @@
-"""Stage 2 of train_mnist.py, the prior: captions to CLIP image embeddings. Writes to output/prior."""
+"""Train the prior, stage 2 of DALL·E 2: captions to CLIP image embeddings. Writes to output/prior."""
 
-from dataclasses import replace
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import torch.nn.functional as F
-from clip import which_hold
-from diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
-from frozen_clip import EncodedCaptions, FrozenCLIP
-from optimizers import make_optimizers
+from lesson_17.clip import valid_pairs
+from lesson_17.diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, add_clip_flags, load_embedded
 from torch import Tensor
-from utils.data import CaptionedImages, data_source, load_images
-from utils.machine import get_device, say
-from utils.plots import save_matrix
+from utils.cli import ROOT, TrainingParser, start
+from utils.data import DataSource
+from utils.datasets import add_data_flags, data_source
+from utils.machine import Threads
+from utils.optimizers import make_optimizers
+from utils.plots import plot_metrics, save_matrix
 from utils.prompts import data_entry
 from utils.run import Run
 from utils.samples import sample_captions
-from utils.training import TrainingConfig, build_model
+from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {
-    "cpu": TrainingConfig(
+    "small": TrainingConfig(
         num_training_steps=2400, batch_size=256, learning_rate=2e-3, ema_decay=0.99, sample_every=600
     ),
-    "gpu": TrainingConfig(
+    "large": TrainingConfig(
         num_training_steps=30_000,
         batch_size=256,
         learning_rate=1e-3,
@@ -39,71 +43,94 @@ TRAINING = {
         sample_every=10_000,
     ),
 }
-NUM_HELD_OUT = 1000  # test images whose embeddings each sample step measures with
+STAGE = {"prior": (PRIOR_PRESETS, TRAINING)}
+FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
 NUM_SHOWN = 20  # captions that embeddings are drawn for then
 NUM_DRAWN = 20  # embeddings of each
 
 
-def train(args, config: PriorConfig, training: TrainingConfig, clip: FrozenCLIP) -> None:
-    device, folder = get_device(), args.output_dir / "prior"
-    train_set, test_set, source = load_images(data_source(args, clip.data), args.data_dir, device)
-    held_out = test_set.subset(slice(NUM_HELD_OUT))
-    say("Embedding the images ...")
-    image_embed, held_out_embed = clip.encode_images(train_set), clip.encode_images(held_out)
-    captions, held_out_captions = (EncodedCaptions(clip, images.captions, device) for images in (train_set, held_out))
-    shown = sample_captions(held_out, NUM_SHOWN)
-    shown_ids = torch.tensor([held_out.captions.index(caption) for caption in shown], device=device)
+def main() -> None:
+    parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_CLIP)
+    add_clip_flags(parser)
+    add_data_flags(parser)
+    args = parser.parse_args()
+    config, training = parser.configs(args)["prior"]
+    Threads(training.num_threads).choose()  # embedding all images is work, too
+    clip = FrozenCLIP.load(args.clip_checkpoint, args.clip_model, args.output_dir)
+    embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
+    train(config, training, clip, *embedded, args.output_dir / "prior", args.resume)
 
-    prior = build_model(DiffusionPrior, replace(config, **clip.sizes), training)
-    prior.fit_scale(image_embed)
-    scaled, diffusion = prior.scale(image_embed), prior.diffusion
-    optimizers = make_optimizers(prior, [prior.blocks], training)
-    extra = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
-    with Run("prior", prior, optimizers, training, folder, args.resume, **extra) as run:
-        for _, index in run.steps(len(train_set)):
+
+def train(
+    config: PriorConfig,
+    training: TrainingConfig,
+    clip: FrozenCLIP,
+    embedded: EmbeddedImages,
+    held_out: EmbeddedImages,
+    source: DataSource,
+    folder: Path,
+    resume: bool = False,
+    skip_finished: bool = False,
+) -> None:
+    """Train it, unless it is finished and that is to be skipped."""
+    train_set, captions = embedded.images, embedded.captions
+    shown = sample_captions(held_out.images, NUM_SHOWN)
+    shown_ids = torch.tensor([held_out.images.captions.index(caption) for caption in shown], device=train_set.device)
+
+    prior = build_model(DiffusionPrior, with_sizes(config, **clip.sizes), training)
+    prior.fit_scale(embedded.image_embed)
+    scaled = prior.scale(embedded.image_embed)
+    optimizers = make_optimizers(prior, training, prior.blocks)
+    origin = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
+    with Run("prior", prior, optimizers, training, folder, **origin) as run:
+        if skip_finished and run.is_finished(len(train_set)):
+            return
+        for _, index in run.steps(len(train_set), resume):
             text_embed, text_encodings = captions[train_set.draw_captions(index)]  # (B, E), (B, T, D)
-            # DDPM, algorithm 1
-            x_0 = scaled[index]  # (B, E)
-            t = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),), device=device)
-            eps = torch.randn_like(x_0)
-            x_t = diffusion.q_sample(x_0, t, eps)
-            predicted = run.model(x_t, t, text_embed, text_encodings)  # of x_0
-            loss = F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
+            with run.autocast():
+                loss = prior.diffusion.loss(prior, scaled[index], text_embed, text_encodings)
             run.update(loss)
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    cosines, measured = evaluate(averaged, shown_ids, held_out, held_out_captions, held_out_embed)
+                    cosines, measured = evaluate(averaged, shown_ids, held_out, training.batch_size)
+                run.log_held_out(measured)
                 if run.is_main:
                     title = (
                         f"step {run.step}: mean cosine of the embeddings drawn for a caption (rows) to those of real "
                     )
-                    title += f"images; {measured['own_caption_nearest']:.1%} nearest to what may be said of the same"
+                    title += f"images; {measured['own_caption_nearest']:.1%} nearest to a valid caption of the same"
                     columns = [f"images: {caption}" for caption in shown]
                     save_matrix(cosines, folder / f"sample-{run.step}.png", shown, columns, title)
-                run.log_held_out(measured)
+                    plot_metrics(folder, "prior")
             if run.is_due(training.save_every):
                 run.save()
 
 
 def evaluate(
-    prior: DiffusionPrior, shown: Tensor, images: CaptionedImages, captions: EncodedCaptions, image_embed: Tensor
+    prior: DiffusionPrior, shown: Tensor, held_out: EmbeddedImages, batch_size: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Where embeddings lie that are drawn for the captions `shown` (S,) of `images`, whose embeddings are (N, E), NUM_DRAWN
-    for each: their mean cosines with the images of each of these captions, (S, S); how near they are to their own; and, to
-    compare, the mean cosine of these images with each other."""
-    every_caption = torch.arange(len(images.captions), device=shown.device)
-    holds = which_hold(every_caption, images.caption_ids).float()  # (N, M)
-    means = holds[:, shown].T @ image_embed / holds[:, shown].sum(dim=0)[:, None]  # (S, E)
-    same = holds.T @ holds[:, shown] > 0  # (M, S): both may be said of some image
-    place = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)
-    text_embed, _ = captions[every_caption]
-    drawn = draw_image_embed(prior, *captions[shown[place]])
+    """Where embeddings lie that are drawn for the captions `shown` (S,) of held-out images, NUM_DRAWN for each: their mean
+    cosines with the images of each of these captions, (S, S); how near they are to their own; and, to compare, the mean
+    cosine of these images with each other."""
+    every_caption = torch.arange(len(held_out.images.captions), device=shown.device)
+    text_embed, _ = held_out.captions[every_caption]
+    asked = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)  # (S * NUM_DRAWN,)
+    drawn = torch.cat([draw_image_embed(prior, *held_out.captions[shown[i]]) for i in asked.split(batch_size)])
+    is_valid = valid_pairs(every_caption, held_out.images.caption_ids).float()  # (N, M)
+    with torch.autocast(drawn.device.type, enabled=False):  # bfloat16 cannot tell near captions apart
+        means = is_valid[:, shown].T @ held_out.image_embed / is_valid[:, shown].sum(dim=0)[:, None]  # (S, E)
+        same = is_valid.T @ is_valid[:, shown] > 0  # (M, S): both are valid for some image
+        nearest = (drawn @ text_embed.T).argmax(dim=1)
+        cosines = (drawn @ means.T).view(len(shown), NUM_DRAWN, -1).mean(dim=1)
     measured = {
-        "own_caption_nearest": same[(drawn @ text_embed.T).argmax(dim=1), place].float().mean(),
-        "cosine_to_caption": (drawn * text_embed[shown[place]]).sum(dim=1).mean(),
-        "cosine_to_images": (drawn * means[place]).sum(dim=1).mean(),
+        "own_caption_nearest": same[nearest, asked].float().mean(),
+        "cosine_to_caption": (drawn * text_embed[shown[asked]]).sum(dim=1).mean(),
+        "cosine_to_images": (drawn * means[asked]).sum(dim=1).mean(),
         "cosine_of_images": means.square().sum(dim=1).mean(),  # the mean of all products is that of the means
     }
-    cosines = (drawn @ means.T).view(len(shown), NUM_DRAWN, -1).mean(dim=1)
     return cosines, {name: value.item() for name, value in measured.items()}
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,29 +1,75 @@
-"""A run's metrics and sample grids for TensorBoard, which shows them in a browser while the run goes on."""
+"""Show a run in TensorBoard: writes what it reads into the run's folder, from metrics.csv, held_out_metrics.csv and the sample
+grids, of a run that is finished or, with --follow, still going on. Needs pip install tensorboard; then tensorboard --logdir
+output shows it.
+"""
 
+import re
+import sys
+import time
 from pathlib import Path
 
-from utils.cli import UserError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import ArgumentParser, UserError, bounded, start
+from utils.tables import read_numbers
+
+TABLES = {"training": "metrics.csv", "held_out": "held_out_metrics.csv"}
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("folder", type=Path, help="the run's, such as output/dall_e")
+    parser.add_argument("--follow", action="store_true", help="go on writing until Ctrl-C")
+    parser.add_argument("--seconds", type=bounded(float, 0.1, 3600), default=5, help="between looks at the folder")
+    args = parser.parse_args()
+    if not (args.folder / "metrics.csv").exists() and not args.follow:
+        raise UserError(f"There is no metrics.csv in {args.folder}; give the folder that a training writes to.")
+    board = Board(args.folder)
+    board.write_what_is_new()
+    print(f"What TensorBoard reads is in {board.writer.log_dir}", flush=True)
+    while args.follow:
+        time.sleep(args.seconds)
+        board.write_what_is_new()
 
 
 class Board:
-    """The event files of a run in its folder; what an earlier run wrote of the steps after `step` is hidden.
+    """The event files of a run in FOLDER/tensorboard, which are written anew.
 
     Raises UserError if TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
-            raise UserError("--tensorboard needs TensorBoard: pip install tensorboard.") from error
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+            raise UserError("This needs TensorBoard: pip install tensorboard.") from error
+        self.folder = folder
+        for file in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            file.unlink()
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.last_step = dict.fromkeys([*TABLES, "samples"], 0)
 
-    def log(self, kind: str, rows: list[dict]) -> None:
-        """Metrics of a kind, "training" or "held_out": a row for each "step"."""
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    self.writer.add_scalar(f"{kind}/{name}", value, row["step"])
+    def write_what_is_new(self) -> None:
+        """All metrics and sample grids of the steps since the last look; all of them again if the run has begun anew."""
+        for kind, file in TABLES.items():
+            rows = read_numbers(self.folder / file)
+            if rows and rows[-1]["step"] < self.last_step[kind]:
+                self.last_step[kind] = 0
+            for row in rows:
+                step = int(row.pop("step"))
+                if step > self.last_step[kind]:
+                    for name, value in row.items():
+                        self.writer.add_scalar(f"{kind}/{name}", value, step)
+                    self.last_step[kind] = step
+        grids = {
+            int(found[1]): file
+            for file in self.folder.glob("sample-*.png")
+            if (found := re.fullmatch(r"sample-(\d+)\.png", file.name))
+        }
+        for step in sorted(step for step in grids if step > self.last_step["samples"]):
+            self.show(grids[step], step)
+            self.last_step["samples"] = step
+        self.writer.flush()
 
     def show(self, file: Path, step: int) -> None:
         """A sample grid."""
@@ -33,5 +79,6 @@ class Board:
         with Image.open(file) as image:
             self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
-    def close(self) -> None:
-        self.writer.close()
+
+if __name__ == "__main__":
+    start(main)

@@ -1,6 +1,5 @@
-"""Checkpoints: plain containers and tensors in one file, written whole or not at all; and the trained weights that come with
-a lesson, which are checkpoints without what only a training needs.
-"""
+"""Checkpoints: plain containers and tensors in one file, written whole or not at all. The trained weights that come with a
+lesson are checkpoints without what only a training needs, as safetensors."""
 
 import hashlib
 import json
@@ -15,10 +14,15 @@ from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
 PRETRAINED = ("mnist", "colored_mnist")  # data sets whose trained weights are included
-MODELS_HELP = "holds the models, each in a folder of its own, of which the newest is taken (default: output)"
-PRETRAINED_HELP = (
-    "take the included weights for this data set, and no checkpoints (default: mnist, if nothing is trained)"
-)
+MAY_CHANGE = {  # of a TrainingConfig, when a run goes on
+    "num_training_steps",
+    "save_every",
+    "sample_every",
+    "seed",
+    "mixed_precision",
+    "compile",
+    "num_threads",
+}
 CONTENTS = {
     "name",
     "config",
@@ -122,9 +126,38 @@ def checkpoints_in(folder: Path, name: str) -> dict[int, Path]:
 
 
 def newest_checkpoint(folder: Path, name: str) -> Path | None:
-    """The most recently written NAME-STEP.pt of a folder, the one of more steps if two are of the same moment."""
-    steps = checkpoints_in(folder, name)
-    return max(steps.items(), key=lambda item: (item[1].stat().st_mtime, item[0]), default=(None, None))[1]
+    """The NAME-STEP.pt of most steps in a folder; the times of files do not survive every copy."""
+    return next(reversed(checkpoints_in(folder, name).values()), None)
+
+
+def move_aside(folder: Path, name: str) -> None:
+    """Move what an earlier run of the model `name` has written to a folder within its own, so that nothing is lost."""
+    files = [*checkpoints_in(folder, name).values(), *folder.glob("sample*-*.*"), *folder.glob("*metrics.csv")]
+    files += folder.glob("loss.png")
+    if any(file.stat().st_size for file in files):
+        numbers = [
+            int(path.name.removeprefix("earlier-")) for path in folder.glob("earlier-*") if path.name[8:].isdigit()
+        ]
+        aside = folder / f"earlier-{max(numbers, default=0) + 1}"
+        aside.mkdir()
+        for file in files:
+            file.rename(aside / file.name)
+        say(f"What an earlier run wrote is now in {aside}; with --resume this one would have gone on from it.")
+
+
+def differences(checkpoint: dict, identity: dict) -> list[str]:
+    """What the training of a checkpoint has otherwise than another that is described like it, a phrase each."""
+
+    def facts(of: dict) -> dict:
+        training = {name: value for name, value in of["training"].items() if name not in MAY_CHANGE}
+        data = {f"{name} of the data": value for name, value in of["data"].items()}
+        sources = {f"the {name} it learned from": source["fingerprint"] for name, source in of["sources"].items()}
+        others = {"number of images": of["num_images"], "tokenizer": of["tokenizer"]}
+        return {**of["config"], **training, **data, **sources, **others}
+
+    was, now = facts(checkpoint), facts(identity)
+    different = [name for name in now | was if was.get(name) != now.get(name)]
+    return [f"{name} was {shortened(was.get(name))} and is {shortened(now.get(name))}" for name in different]
 
 
 def load_checkpoint(path: Path, name: str | None = None) -> dict:
@@ -154,6 +187,16 @@ def load_checkpoint(path: Path, name: str | None = None) -> dict:
     return checkpoint
 
 
+def read_exported(path: Path) -> dict:
+    """Weights in half precision, with all else as JSON in the file's header (utils/export.py writes them)."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        others = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}
+    return {**others, "model": weights, "ema": None, "optimizers": []}
+
+
 def load_model(checkpoint: dict, model_class, config_class):
     """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen.
 
@@ -167,35 +210,6 @@ def load_model(checkpoint: dict, model_class, config_class):
             f"The {checkpoint['name']} checkpoint is broken, or of another version of this project; train anew."
         ) from error
     return model.eval().requires_grad_(False)
-
-
-def export_checkpoint(checkpoint: dict, path: Path) -> str:
-    """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and all
-    else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it.
-
-    Returns the fingerprint of the model that is read from it, which is another one, as its weights are rounded.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    weights = {name: tensor.half().contiguous() for name, tensor in weights_of(checkpoint).items()}
-    others = {key: value for key, value in checkpoint.items() if key not in ("model", "ema", "optimizers")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(weights, path, {"checkpoint": json.dumps(others)})
-    except SafetensorError as error:  # its word for a disk that is full
-        raise OSError(None, str(error), str(path)) from error
-    path.chmod(0o644)
-    return fingerprint({name: tensor.float() for name, tensor in weights.items()})
-
-
-def read_exported(path: Path) -> dict:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        others = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}
-    return {**others, "model": weights, "ema": None, "optimizers": []}
 
 
 def weights_of(checkpoint: dict) -> dict[str, torch.Tensor]:

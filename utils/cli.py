@@ -1,9 +1,11 @@
 """What all the scripts share on their command lines: flags, presets, and mistakes answered in one sentence."""
 
 import argparse
+import inspect
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -38,6 +40,11 @@ def shortened(text) -> str:
     """What a user gave, as a message can repeat it: in quotes, on one line, not too long."""
     text = str(text)
     return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def arguments_for(args: argparse.Namespace, function) -> dict:
+    """The arguments of a function that flags of the same names give it."""
+    return {name: getattr(args, name) for name in inspect.signature(function).parameters}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -79,10 +86,6 @@ positive_int = bounded(int, 1, 10**9)
 seed_number = bounded(int, 0, 2**31 - 1)
 
 
-def default_preset() -> str:
-    return "gpu" if torch.cuda.is_available() or torch.backends.mps.is_available() else "cpu"
-
-
 class TrainingParser(ArgumentParser):
     """The flags of a script that trains `stages`, {stage: (model configs by preset, TrainingConfigs by preset)}: a preset,
     where to write, and a flag for each number of the configs but those that are `from_data`.
@@ -92,23 +95,23 @@ class TrainingParser(ArgumentParser):
 
     def __init__(self, description: str, stages: dict[str, tuple[dict, dict]], output_dir: Path, from_data: set[str]):
         super().__init__(description, add_help=False)  # --help waits until it is known whose defaults to show
-        self.stages, self.from_data = stages, from_data
+        self.stages, self.from_data, self.numbers = stages, from_data, set()
         self.add_argument("-h", "--help", action="store_true", help="show this, with the defaults of the --preset")
-        self.add_argument("--preset", choices=["cpu", "gpu", "paper"], default=default_preset(), help="sizes and steps")
-        self.add_argument(
-            "--output_dir", type=Path, default=output_dir, help="where checkpoints, sample grids and metrics go"
-        )
+        self.add_argument("--preset", choices=["small", "large", "paper"], default="small", help="sizes and steps")
+        self.add_argument("--output_dir", type=Path, default=output_dir, help="where the run's files go")
         self.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-        configs = [presets["cpu"] for pair in stages.values() for presets in pair]
-        found = {f.name: (f, type(config)) for config in configs for f in fields(config) if f.name not in from_data}
-        self.numbers = {name: f for name, (f, _) in found.items() if f.type in (int, float, bool, str)}
-        for name, f in self.numbers.items():
-            of = found[name][1]
-            meaning = f.metadata.get("help", f"of the model: see {of.__name__} in {of.__module__}.py")
-            if f.type is bool:
-                self.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
-            else:
-                self.add_argument(f"--{name}", type=f.type, choices=f.metadata.get("choices"), help=meaning)
+        for config in [presets["small"] for pair in stages.values() for presets in pair]:
+            kinds = get_type_hints(type(config))  # the types themselves, also where annotations are strings
+            for f in fields(config):
+                if f.name in self.numbers | from_data or kinds[f.name] not in (int, float, bool, str):
+                    continue
+                self.numbers.add(f.name)
+                meaning = f.metadata.get("help", f"of the model: see {type(config).__name__}")
+                if kinds[f.name] is bool:
+                    self.add_argument(f"--{f.name}", action="store_true", default=None, help=meaning)
+                else:
+                    choices = f.metadata.get("choices")
+                    self.add_argument(f"--{f.name}", type=kinds[f.name], choices=choices, help=meaning)
 
     def parse_args(self, *arguments):
         args = super().parse_args(*arguments)
@@ -132,22 +135,21 @@ class TrainingParser(ArgumentParser):
                 action.help += f" (default: {defaults.popitem()[1]})"
         self.print_help()
 
-    def configs(self, args, *stages: str) -> dict[str, list]:
+    def configs(self, args) -> dict[str, list]:
         """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given.
 
-        Raises UserError if a config will not take a number, or none of the stages has it.
+        Raises UserError if a config will not take a number.
         """
-        configs = {stage: [presets[args.preset] for presets in self.stages[stage]] for stage in stages}
-        taken = {f.name for pair in configs.values() for config in pair for f in fields(config)}
-        given = {name: getattr(args, name) for name in self.numbers if getattr(args, name) is not None}
-        for name in given.keys() - taken:
-            raise UserError(f"--{name} is no flag of {' or '.join(stages)}; --help lists the flags.")
         # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
-        given |= {name: value for name in self.from_data if (value := getattr(args, name, None)) is not None}
+        given = {name: getattr(args, name, None) for name in self.numbers | self.from_data}
+        given = {name: value for name, value in given.items() if value is not None}
         try:
             return {
-                stage: [replace(c, **{f.name: given[f.name] for f in fields(c) if f.name in given}) for c in pair]
-                for stage, pair in configs.items()
+                stage: [
+                    replace(c, **{f.name: given[f.name] for f in fields(c) if f.name in given})
+                    for c in (presets[args.preset] for presets in pair)
+                ]
+                for stage, pair in self.stages.items()
             }
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -6,8 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from torch import Tensor
+
 from utils.cli import ArgumentParser, UserError, bounded, start
-from utils.plots import save_gif
+from utils.plots import to_picture
 
 
 def main() -> None:
@@ -24,6 +26,25 @@ def main() -> None:
     file = args.file or args.folder / "samples.gif"
     save_gif([grids[step] for step in sorted(grids)], file, args.milliseconds)
     print(f"{len(grids)} grids are in {file}")
+
+
+def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
+    """Frames, images (C, H, W) in [0, 1] or files of them, enlarged, as an animation that rests on its last one."""
+    from PIL import Image
+
+    pictures = []
+    for frame in frames:
+        picture = Image.open(frame) if isinstance(frame, Path) else to_picture(frame)
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        pictures.append(picture.quantize(16 if is_gray(picture) else 128))
+    durations = [milliseconds] * (len(pictures) - 1) + [2500]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def is_gray(picture) -> bool:
+    """Whether a PIL image has no color."""
+    red, green, blue = picture.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 if __name__ == "__main__":

@@ -20,11 +20,17 @@ from filelock import FileLock, Timeout
 
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
 FIRST_LOOK = 0.3  # seconds that the first look takes at least
-MOST_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores, or OMP_NUM_THREADS
+MAX_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores, or OMP_NUM_THREADS
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its message says how. utils.cli.run prints it and exits with 2."""
+    """A mistake that the user can mend; its message says how. utils.cli.start prints it and exits with 2."""
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if process_index() == 0:
+        print(text, flush=True)
 
 
 def get_device() -> torch.device:
@@ -65,19 +71,12 @@ def process_index() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def largest(number: int) -> int:
-    """The largest of the numbers that all processes of the run give, when each of them is here."""
-    if num_processes() == 1:
-        return number
-    numbers = torch.tensor([number], device=get_device())
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return int(numbers)
-
-
-def say(text: str) -> None:
-    """Print a line, once for all processes."""
-    if process_index() == 0:
-        print(text, flush=True)
+def gathered(value) -> list:
+    """The values of all processes, in their order, when each of them is here."""
+    values = [value] * num_processes()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def default_precision() -> str:
@@ -114,65 +113,66 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def clocks() -> tuple[float, float, float]:
+    """Seconds so far: of the clock, of all cores at work, of this process at work."""
+    times = psutil.cpu_times()
+    all_cores = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system"))  # Windows has no nice
+    return time.monotonic(), all_cores, time.process_time()
+
+
+STARTED = clocks()  # what a script loads takes time, in which it can be seen what others do
+
+
 class Threads:
     """As many threads of the CPU as there are cores that nothing else keeps busy.
 
     The threads of a parallel loop wait for the slowest of them. If another program holds one of two cores, the thread
     on that core is put aside again and again, and two threads are several times slower than one.
 
-    num_threads: so many, whatever else runs; 0 chooses, now and at every `look`. Several processes of a run are not
-    changed: torchrun gives each of them one thread, or what OMP_NUM_THREADS says.
+    num_threads: this many, whatever else runs; 0 chooses. Several processes of a run are not changed: torchrun gives each
+    of them one thread, or what OMP_NUM_THREADS says.
     """
 
-    def __init__(self, num_threads: int):
-        self.chooses = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
-        if num_threads:
-            torch.set_num_threads(num_threads)
-        self.since = self.started
-        if self.chooses:
-            time.sleep(max(0.0, FIRST_LOOK - (time.monotonic() - self.since[0])))
-            self.look(every=0)
+    def __init__(self, num_threads: int = 0):
+        self.num_threads, self.since = num_threads, STARTED
+        self.is_free = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
 
-    @staticmethod
-    def clocks() -> tuple[float, float, float]:
-        """Seconds so far: of the clock, of all cores at work, of this process at work."""
-        times = psutil.cpu_times()
-        all_cores = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system"))  # Windows has no nice
-        return time.monotonic(), all_cores, time.process_time()
-
-    def look(self, every: float = LOOK_EVERY) -> None:
-        """Choose the number of threads, if the last choice is `every` seconds old, and say so if it is another."""
-        if not self.chooses or time.monotonic() - self.since[0] < every:
+    def choose(self) -> None:
+        """Set the number of threads by what other programs have done since the last choice, FIRST_LOOK seconds at least, and
+        say so if it changes."""
+        if self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        if not self.is_free:
             return
-        now = self.clocks()
+        time.sleep(max(0.0, FIRST_LOOK - (time.monotonic() - self.since[0])))
+        now = clocks()
         wall, all_cores, own = (after - before for after, before in zip(now, self.since))
         self.since = now
         busy = max(0.0, (all_cores - own) / wall)  # cores that other programs keep busy
-        free = int(psutil.cpu_count() - busy + 0.5)
-        threads = max(1, min(MOST_THREADS, free))
+        threads = max(1, min(MAX_THREADS, int(psutil.cpu_count() - busy + 0.5)))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-            say(
-                f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} of {MOST_THREADS} threads "
-                f"are at work."
-            )
+            cores = f"{busy:.1f} of {psutil.cpu_count()} cores"
+            say(f"Other programs keep {cores} busy, so {threads} of {MAX_THREADS} threads are at work.")
 
-
-Threads.started = Threads.clocks()  # what a script loads takes time, in which it can be seen what others do
+    def choose_again(self) -> None:
+        """The same, if the last choice is LOOK_EVERY seconds old."""
+        if self.is_free and time.monotonic() - self.since[0] >= LOOK_EVERY:
+            self.choose()
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path):
-    """A folder that no other run writes to; the system frees the lock of a run that is killed, and what such a run has left
-    half-written is deleted. Raises UserError if there is another run, or the folder cannot be written."""
+    """A folder that no other run writes to; the system frees the lock of a run that is killed, and the checkpoints and tables
+    that such a run has left half-written are deleted. Raises UserError if there is another run, or the folder cannot be
+    written."""
     holder = folder / ".running"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", blocking=False):
-            holder.write_text(
-                f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')}"
-            )
-            for half_written in folder.glob(".*.tmp"):
+            since = time.strftime("%Y-%m-%d %H:%M")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            for half_written in [*folder.glob(".*.pt.tmp"), *folder.glob(".*metrics.csv.tmp")]:
                 half_written.unlink()
             yield
             holder.unlink(missing_ok=True)
@@ -184,9 +184,15 @@ def lock_folder(folder: Path):
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
+def concerns(error: OSError, folder: Path) -> bool:
+    """Whether an error is one of writing to the folder: it names a file in it, or none, as that of a full disk does."""
+    return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
+
+
 @contextlib.contextmanager
 def stop_signals():
-    """Catches SIGINT and SIGTERM: gives a list that the number of the first is put into; a second one ends the program.
+    """Catches SIGINT and SIGTERM, in a run of one process: yields a list that the number of the first is put into; a second
+    one ends the program. Several processes are ended by their launcher, and their last checkpoint is what there is.
 
     A launcher passes on what the terminal has already sent, so what comes within a second of the first is the same one.
     """
@@ -201,7 +207,8 @@ def stop_signals():
             first = time.monotonic()
 
     in_main = threading.current_thread() is threading.main_thread()  # other threads may not catch signals
-    handlers = {n: signal.signal(n, catch) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    caught = (signal.SIGINT, signal.SIGTERM) if in_main and num_processes() == 1 else ()
+    handlers = {number: signal.signal(number, catch) for number in caught}
     try:
         yield received
     finally:

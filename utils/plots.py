@@ -11,7 +11,7 @@ from utils.tables import read_numbers
 
 CELL = 70  # pixels of an image in a grid, about
 LINE = 18  # pixels of a line of text
-MOST_LINES = 6  # of a caption; those of two digits need them
+MOST_LINES = 6  # of a caption
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -87,11 +87,12 @@ def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: l
     figure.savefig(path)
 
 
-def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
-    """The columns of a metrics.csv over its steps, a panel each: every step faintly, their running mean on top."""
+def plot_metrics(folder: Path, title: str) -> None:
+    """The columns of a run's metrics.csv over its steps as loss.png, a panel each: every step faintly, their running mean on
+    top."""
     from matplotlib.figure import Figure
 
-    rows = read_numbers(metrics_file)
+    rows = read_numbers(folder / "metrics.csv")
     names = [name for name in rows[0] if name != "step"]
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(3.2 * len(names), 2.8), dpi=100, layout="constrained")
@@ -104,23 +105,4 @@ def plot_metrics(metrics_file: Path, path: Path, title: str) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step")
     figure.suptitle(title)
-    figure.savefig(path)
-
-
-def save_gif(frames: list[Tensor | Path], path: Path, milliseconds: int, scale: int = 1) -> None:
-    """Frames, images (C, H, W) in [0, 1] or files of them, enlarged, as an animation that rests on its last one."""
-    from PIL import Image
-
-    pictures = []
-    for frame in frames:
-        picture = Image.open(frame) if isinstance(frame, Path) else to_picture(frame)
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        pictures.append(picture.quantize(16 if is_gray(picture) else 128))
-    durations = [milliseconds] * (len(pictures) - 1) + [2500]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-
-
-def is_gray(picture) -> bool:
-    """Whether a PIL image has no color."""
-    red, green, blue = picture.convert("RGB").split()
-    return red.tobytes() == green.tobytes() == blue.tobytes()
+    figure.savefig(folder / "loss.png")

@@ -19,10 +19,10 @@ class Prompts:
     closed: bool  # whether the captions are all that it may be asked
 
     @classmethod
-    def of(cls, train_set: CaptionedImages, source: DataSource) -> "Prompts":
+    def of(cls, train_set: CaptionedImages) -> "Prompts":
         every = max(1, len(train_set.captions) // NUM_EXAMPLES)
         words = sorted({word for caption in train_set.captions for word in caption.lower().split()})
-        return cls(train_set.captions[::every][:NUM_EXAMPLES], words, source.dataset in ("mnist", "mnist_5k"))
+        return cls(train_set.captions[::every][:NUM_EXAMPLES], words, train_set.closed)
 
     @classmethod
     def of_checkpoint(cls, data: dict) -> "Prompts":
@@ -52,4 +52,4 @@ class Prompts:
 
 def data_entry(train_set: CaptionedImages, source: DataSource) -> dict:
     """What a checkpoint says of the data: where they are from, and what the model can be asked for."""
-    return asdict(source) | asdict(Prompts.of(train_set, source))
+    return asdict(source) | asdict(Prompts.of(train_set))

@@ -11,12 +11,16 @@ from utils.cli import ArgumentParser, UserError, positive_int, seed_number
 from utils.data import CaptionedImages
 from utils.plots import save_grid, to_picture
 from utils.prompts import Prompts
-from utils.tables import write_rows
+from utils.tables import read_rows, write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 COLUMNS = 10  # of a training's grid
 MOST_COLUMNS = 64  # of a grid
 MOST_IMAGES = 10_000  # at once: they are kept in memory, and shown in one grid
+MODELS_HELP = "holds the models, each in a folder of its own, of which the newest is taken (default: output)"
+PRETRAINED_HELP = (
+    "take the included weights for this data set, and no checkpoints (default: mnist, if nothing is trained)"
+)
 
 
 def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
@@ -27,46 +31,29 @@ def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
         help="what to draw, in quotes if it is several words (default: 64 random captions)",
     )
     parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
-    parser.add_argument(
-        "--candidates",
-        type=positive_int,
-        help="draw this many images of each prompt, and keep the --num_samples that CLIP finds nearest to it (default: keep all)",
-    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
     parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")
 
 
-def choose_prompts(args, known: Prompts) -> tuple[list[str], int]:
-    """The prompt of each image to draw, and the columns of the grid: for each given prompt, or random caption, num_samples
-    images, or as many candidates for them.
+def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:
+    """The prompt of each image to draw, and the columns of the grid: num_samples images of each given prompt, or of random
+    captions.
 
-    Raises UserError for a prompt that the model cannot be asked for, and for too few candidates or too many images.
+    Raises UserError for a prompt that the model cannot be asked for, and for too many images.
     """
-    drawn = args.candidates or args.num_samples
-    if drawn < args.num_samples:
-        raise UserError(f"--candidates {drawn} are fewer than the --num_samples {args.num_samples} to keep of them.")
-    given = (
-        known.check(args.prompts) if args.prompts else random.Random(args.seed).choices(known.examples, k=NUM_RANDOM)
-    )
-    if drawn * len(given) > MOST_IMAGES:
+    given = known.check(prompts) if prompts else random.Random(seed).choices(known.examples, k=NUM_RANDOM)
+    if num_samples * len(given) > MOST_IMAGES:
         raise UserError(
-            f"That makes {drawn * len(given):,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another --seed each "
-            f"time."
+            f"That makes {num_samples * len(given):,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another "
+            f"--seed each time."
         )
-    prompts = [prompt for prompt in given for _ in range(drawn)]
-    if not args.prompts:
+    repeated = [prompt for prompt in given for _ in range(num_samples)]
+    if not prompts:
         for row in range(0, NUM_RANDOM, 8):
             print(", ".join(given[row : row + 8]))
-        return prompts, min(8 * args.num_samples, MOST_COLUMNS)
-    columns = args.num_samples if args.num_samples > 1 else max(10, len(given) // 100)
-    return prompts, min(columns, len(given) * args.num_samples, MOST_COLUMNS)
-
-
-def nearest_candidates(similarity: Tensor, candidates: int, kept: int) -> list[int]:
-    """Which images to keep of `candidates` for each prompt, one prompt after another: the `kept` ones of the largest
-    similarity (B,) to their prompt, best first. Their places in 0 .. B - 1, kept / candidates of B."""
-    best = similarity.view(-1, candidates).topk(kept, dim=1).indices  # (prompts, kept)
-    return (best + candidates * torch.arange(len(best), device=best.device)[:, None]).flatten().tolist()
+        return repeated, min(8 * num_samples, MOST_COLUMNS)
+    columns = num_samples if num_samples > 1 else max(10, len(given) // 100)
+    return repeated, min(columns, len(repeated), MOST_COLUMNS)
 
 
 def sample_captions(test_set: CaptionedImages, number: int = 40) -> list[str]:
@@ -99,12 +86,36 @@ class SeededNoise:
         return torch.stack([torch.rand(shape[1:], generator=generator) for generator in self.generators])
 
 
-def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path) -> None:
-    """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each."""
+def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path, **more: list) -> None:
+    """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each: its file, prompt and seed, and
+    `more` columns."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [re.sub(r"\W+", "-", prompt).strip("-")[:40] for prompt in prompts]  # letters and digits: no path, no dots
     names = [f"{i:04d}-{word}.png" for i, word in enumerate(words)]
     for name, image in zip(names, images):
         to_picture(image).save(folder / name)
-    rows = zip(names, prompts, seeds)
-    write_rows(folder / "samples.csv", [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows])
+    table = {"file": names, "prompt": prompts, "seed": seeds, **more}
+    write_rows(folder / "samples.csv", [dict(zip(table, row)) for row in zip(*table.values())])
+
+
+def read_images(folder: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
+    """The inverse of write_images: images (C, H, W) in [0, 1], C 1 or 3, and their rows of samples.csv.
+
+    Raises UserError if there are none, or one cannot be read.
+    """
+    from PIL import Image
+
+    rows, images = read_rows(folder / "samples.csv"), []
+    if not rows or not {"file", "prompt"} <= rows[0].keys():
+        raise UserError(f"{folder} has no samples.csv with the columns file and prompt; give a folder of drawn images.")
+    for row in rows:
+        try:
+            picture = Image.open(folder / row["file"])
+            picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        except OSError as error:
+            raise UserError(f"{folder / row['file']} of samples.csv cannot be read.") from error
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
+            picture.height, picture.width, -1
+        )
+        images.append(pixels.permute(2, 0, 1).float() / 255)
+    return images, rows

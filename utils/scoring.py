@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.cli import ROOT, ArgumentParser, bounded
-from utils.data import CaptionedImages, DataSource, map_in_parts
-from utils.digits import DIGIT_CAPTIONS, INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
+from utils.data import CaptionedImages, DataSource, map_in_chunks
+from utils.datasets.colored_mnist import INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
+from utils.datasets.mnist import DIGIT_CAPTIONS
 from utils.plots import save_grid
 
+DIGITS = ("mnist", "mnist_5k", "colored_mnist")  # data sets of one digit in each image, which the scorer can read
 SCORER_FILE = Path(__file__).with_name("scorer.safetensors")
 NUM_SHOWN = 20  # samples in the picture
 
@@ -70,12 +72,11 @@ def load_scorer(device) -> Scorer:
     return scorer.to(device).eval().requires_grad_(False)
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95% interval of a fraction: Wilson's score interval, which does not shrink to nothing at 0% and 100%."""
-    fraction = successes / trials
-    middle = fraction + z**2 / (2 * trials)
-    half = z * math.sqrt(fraction * (1 - fraction) / trials + z**2 / (4 * trials**2))
-    return (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
+    from scipy.stats import binomtest
+
+    return tuple(binomtest(successes, trials).proportion_ci(method="wilson"))
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -104,8 +105,8 @@ def nearest_images(images: Tensor, train_set: CaptionedImages) -> tuple[Tensor, 
     best, index = flat.new_full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long, device=flat.device)
     for start in range(0, len(train_set), 5000):
         distances = torch.cdist(train_set.images(slice(start, start + 5000)).flatten(1), flat)
-        nearest, place = distances.min(dim=0)
-        index = torch.where(nearest < best, start + place, index)
+        nearest, i = distances.min(dim=0)
+        index = torch.where(nearest < best, start + i, index)
         best = torch.minimum(nearest, best)
     return best / math.sqrt(flat.shape[1]), index
 
@@ -129,7 +130,7 @@ class DigitReader:
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
         """Of images (B, C, 28, 28) in [0, 1]: "digit", "ink" (0 where all is gray) and "stroke", as in asked_for, (B,)."""
-        digit = map_in_parts(self.scorer, images).argmax(dim=1)
+        digit = map_in_chunks(self.scorer, images).argmax(dim=1)
         return {
             "digit": digit,
             "ink": nearest_ink(images),
@@ -172,7 +173,7 @@ def questions(source: DataSource, test_set: CaptionedImages, number: int) -> dic
                 said = [text for stroke in ("thin", "thick") for text in captions_in_color(digit, ink, stroke)]
                 groups["never seen" if (digit, ink) in NEVER_SEEN else "seen"] += rng.choices(said, k=number)
         return groups
-    if source.is_digits:
+    if source.dataset in DIGITS:
         return {"": [caption for caption in DIGIT_CAPTIONS for _ in range(number)]}
     first = [test_set.captions[i] for i in test_set.caption_ids[:, 0].tolist()]
     return {"": rng.sample(first, min(len(first), 20 * number))}
@@ -183,7 +184,7 @@ class Judge:
 
     def __init__(self, source: DataSource, train_set: CaptionedImages, test_set: CaptionedImages):
         self.source, self.train_set, self.test_set, self.reader = source, train_set, test_set, None
-        if source.is_digits:
+        if source.dataset in DIGITS:
             self.scorer = load_scorer(train_set.device)
             self.reader = DigitReader(self.scorer, train_set)
             self.test_digits = digits_of(test_set)
@@ -197,12 +198,12 @@ class Judge:
 
     def frechet_distance(self, images: Tensor) -> float:
         """Of images (B, C, H, H) in [0, 1] to the test images, in the scorer's features."""
-        return frechet_distance(map_in_parts(self.scorer.features, images), self.features_of_test)
+        return frechet_distance(map_in_chunks(self.scorer.features, images), self.features_of_test)
 
     def closeness(self, images: Tensor, prompts: list[str]) -> tuple[float, float]:
         """The Fréchet distance of images (B, C, H, H) drawn for prompts to the test images; and their diversity, that of the
         test images being 1."""
-        features = map_in_parts(self.scorer.features, images)
+        features = map_in_chunks(self.scorer.features, images)
         of_real = diversity(self.features_of_test.cpu(), self.test_digits.cpu())
         ratio = diversity(features.cpu(), all_asked_for(prompts)["digit"]) / of_real
         return frechet_distance(features, self.features_of_test), ratio

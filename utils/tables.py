@@ -7,13 +7,26 @@ from pathlib import Path
 
 
 def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
-    """Rows of the same names as a CSV file, below a header; with `append`, behind the rows that it has."""
-    with open(path, "a" if append else "w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+    """Rows as a CSV file, below a header of all their names; with `append`, behind the rows that it has."""
+    if not append:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            if names:
+                csv.writer(file).writerow(names)
+            csv.DictWriter(file, names).writerows(rows)
+    elif rows and list(rows[0]) != header_of(path):  # an empty file, or other columns than before
+        write_rows(path, [*read_rows(path), *rows])
+    else:
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, list(rows[0]) if rows else []).writerows(rows)
+
+
+def header_of(path: Path) -> list[str]:
+    """The names of a CSV file's columns; none if there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -24,8 +37,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of numbers."""
-    return [{name: float(value) for name, value in row.items()} for row in read_rows(path)]
+    """The rows of a CSV file of numbers; NaN where one is missing."""
+    return [{name: float(value or "nan") for name, value in row.items()} for row in read_rows(path)]
 
 
 def drop_rows_after(path: Path, step: int) -> None:

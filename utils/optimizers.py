@@ -1,4 +1,6 @@
-"""Muon (Jordan et al., 2024, github.com/KellerJordan/Muon): gradient descent in which the step of a matrix is orthogonal.
+"""Muon, and which parameters it trains, of all stages of both lessons.
+
+Muon (Jordan et al., 2024, github.com/KellerJordan/Muon) is gradient descent in which the step of a matrix is orthogonal.
 
 The momentum of a weight matrix has a few directions that are large and many that are small. Muon makes all of them alike,
 so that the rare ones are learned too, and fewer steps are enough. It is meant for the matrices inside a network; embeddings,
@@ -8,11 +10,31 @@ torch.optim.Muon is the same, in bfloat16 always: on a CPU without bfloat16 inst
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from utils.training import TrainingConfig
 
 NEWTON_SCHULZ_STEPS = 5
+
+
+def make_optimizers(
+    model: nn.Module, training: TrainingConfig, blocks: Iterable[nn.Module] = ()
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer `blocks`, and AdamW, the papers', for everything else: convolutions, embeddings,
+    heads, gains and biases. Weight decay is for what has more than one dimension."""
+    matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
+    by_muon = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in by_muon]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    dtype = torch.bfloat16 if training.mixed_precision == "bf16" else torch.float32
+    muon = [Muon(matrices, training.learning_rate, training.weight_decay, dtype=dtype)] if matrices else []
+    return [*muon, torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.96))]
 
 
 class Muon(torch.optim.Optimizer):
@@ -28,6 +50,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
             for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
                 momentum = self.state[parameter]["momentum"]

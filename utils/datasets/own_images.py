@@ -18,7 +18,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +29,12 @@ from tqdm import tqdm
 
 from utils.cli import UserError, shortened
 from utils.data import CaptionedImages, DataSource
-from utils.machine import free_memory, say
+from utils.machine import say
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_NAMES = {"test", "validation", "valid", "val"}
 TEST_FRACTION = 0.05
 MOST_CAPTIONS = 32  # of an image; the others are left out
-MOST_OF_MEMORY = 0.5  # what images may take of the device's free memory
 
 
 class Record(NamedTuple):
@@ -63,11 +62,13 @@ class Problems:
         ]
 
 
-def load_own(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages]:
-    """Training and test images of `source`. They are decoded on first use into a folder of their own in `data_dir`.
+def load_own(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
+    """Training and test images of a folder or of the hub. They are decoded on first use into a folder of their own in
+    `data_dir`, and read from there as they are looked at.
 
     Raises UserError if there are none, or fewer than two that can be read.
     """
+    source = replace(source, image_size=source.image_size or 28, image_channels=source.image_channels or 3)
     problems, folder = Problems(), Path(source.dataset)
     if folder.is_dir() and (records := records_of_folder(folder, source, problems)):
         files = [record.content.stat() for record in records]
@@ -83,7 +84,10 @@ def load_own(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImage
     with FileLock(decoded.with_suffix(".lock")):  # other processes wait for the first
         if not decoded.exists():
             decode_all(records, source, problems, decoded)
-    return read_decoded(decoded, source, device)
+    return read_decoded(decoded, source)
+
+
+LOADERS = {None: load_own}  # of all names that no other loader has
 
 
 def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> list[Record]:
@@ -304,22 +308,18 @@ def memory_map(path: Path, number: int, source: DataSource) -> Tensor:
     return torch.from_file(str(path), size=torch.Size(shape).numel(), dtype=torch.uint8).view(shape)
 
 
-def read_decoded(folder: Path, source: DataSource, device) -> tuple[CaptionedImages, CaptionedImages]:
-    """What decode_all has written; in the device's memory if it fits."""
+def read_decoded(folder: Path, source: DataSource) -> list[CaptionedImages]:
+    """What decode_all has written."""
     about = json.loads((folder / "captions.json").read_text())
     captions, number = about["captions"], about["num_train"]
     for line in about["problems"]:
         say(f"Of {source.dataset}, {line}.")
     pixels = memory_map(folder / "pixels", len(captions), source)
-    if pixels.numel() <= MOST_OF_MEMORY * free_memory(device):
-        pixels = pixels.to(device, copy=True)
-    else:
-        say(f"The images take {pixels.numel() / 2**30:.1f} GiB, so they stay in {folder}.")
     say(f"{source.dataset} has {number:,} images to train on and {len(captions) - number:,} to test on.")
-    return tuple(with_captions(pixels[part], captions[part], device) for part in (slice(number), slice(number, None)))
+    return [with_captions(pixels[part], captions[part]) for part in (slice(number), slice(number, None))]
 
 
-def with_captions(pixels: Tensor, captions: list[list[str]], device) -> CaptionedImages:
+def with_captions(pixels: Tensor, captions: list[list[str]]) -> CaptionedImages:
     """Images (N, C, H, H) and the captions of each."""
     places = {}
     for texts in captions:
@@ -328,4 +328,4 @@ def with_captions(pixels: Tensor, captions: list[list[str]], device) -> Captione
     ids = torch.full((len(captions), max(map(len, captions))), -1)
     for row, texts in zip(ids, captions):
         row[: len(texts)] = torch.tensor([places[text] for text in texts])
-    return CaptionedImages(pixels, list(places), ids.to(device))
+    return CaptionedImages(pixels, list(places), ids)

