@@ -13,16 +13,17 @@ from torch import Tensor
 from utils.checkpoints import PRETRAINED, models_folder, newest_checkpoint
 from utils.cli import ROOT, ArgumentParser, UserError, positive_int, start
 from utils.data import map_in_chunks
+from utils.drawn_images import read_images
 from utils.machine import Threads, get_device, say
 from utils.plots import save_grid
-from utils.samples import MODELS_HELP, MOST_COLUMNS, read_images, write_images
+from utils.samples import MODELS_HELP, MOST_COLUMNS, write_images
 
 
 def main() -> None:
     args = parse_args()
     images, rows = read_images(args.folder)
     channels = max(len(image) for image in images)
-    clip = load_clip(args.clip_checkpoint, args.clip_model, args.models, args.pretrained, channels)
+    clip = load_clip(args.clip_checkpoint, args.models, args.pretrained, channels)
     Threads().choose()
     prompts = [row["prompt"] for row in rows]
     kept, cosines = choose(clip, fitted(images, clip), prompts, args.keep)
@@ -42,27 +43,23 @@ def parse_args():
     )
     parser.add_argument("--keep", type=positive_int, default=8, help="images of each prompt")
     parser.add_argument("--clip_checkpoint", help="(default: the newest in MODELS/clip, or the included one)")
-    parser.add_argument("--clip_model", metavar="NAME", help="take a CLIP that transformers loads")
     parser.add_argument("--models", metavar="MODELS", help=MODELS_HELP)
     parser.add_argument("--pretrained", choices=PRETRAINED, help="take the included CLIP for this data set")
     parser.add_argument("--output_dir", type=Path, help="where the chosen images go (default: FOLDER/chosen)")
     args = parser.parse_args()
-    if sum(map(bool, (args.clip_checkpoint, args.clip_model, args.pretrained))) > 1:
-        raise UserError("--clip_checkpoint, --clip_model and --pretrained each name a CLIP; give one of them.")
+    if args.clip_checkpoint and args.pretrained:
+        raise UserError("--pretrained takes the place of --clip_checkpoint; give one of the two.")
     return args
 
 
-def load_clip(
-    clip_checkpoint: str | None, clip_model: str | None, models: str | None, pretrained: str | None, channels: int
-) -> FrozenCLIP:
+def load_clip(clip_checkpoint: str | None, models: str | None, pretrained: str | None, channels: int) -> FrozenCLIP:
     """The CLIP that was named, or else the newest one, or the included one for gray images or color."""
     where = models_folder(models)
-    named = clip_checkpoint or clip_model
-    if pretrained or not (named or models) and newest_checkpoint(where / "clip", "clip") is None:
+    if pretrained or not (clip_checkpoint or models) and newest_checkpoint(where / "clip", "clip") is None:
         data = pretrained or PRETRAINED[channels == 3]
         clip_checkpoint = str(ROOT / "lesson_17/pretrained" / data / "clip.safetensors")
         say(f"Taking the included CLIP for {data}")
-    return FrozenCLIP.load(clip_checkpoint, clip_model, where)
+    return FrozenCLIP.load(clip_checkpoint, where)
 
 
 def fitted(images: list[Tensor], clip: FrozenCLIP) -> Tensor:
@@ -77,7 +74,7 @@ def fitted(images: list[Tensor], clip: FrozenCLIP) -> Tensor:
             found = "{1}x{2} pixels in {0} channels".format(*images.shape[1:])
             raise UserError(
                 f"The images have {found}, and this CLIP learned from {size}x{size} in {channels}; name a CLIP of the same "
-                f"images with --clip_checkpoint, or a pretrained one with --clip_model."
+                f"images with --clip_checkpoint."
             )
     return images.to(get_device())
 

@@ -196,7 +196,12 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E)."""
+        """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E); those of another size are resized, and gray ones take
+        the place of colored ones."""
+        size, channels = self.config.image_size, self.config.image_channels
+        if images.shape[1:] != (channels, size, size):
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            images = images.expand(-1, channels, -1, -1)
         return F.normalize(self.image_encoder(2 * images - 1).float(), dim=-1)
 
     def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:

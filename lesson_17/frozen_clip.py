@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from lesson_17.clip import CLIP, CLIPConfig
-from torch import Tensor, nn
+from torch import Tensor
 from utils.bpe import PAD_ID, Tokenizer
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
-from utils.cli import ROOT, ArgumentParser, UserError
+from utils.cli import ROOT, UserError
 from utils.data import CaptionedImages, DataSource
 from utils.datasets import load_images
 from utils.machine import free_memory, get_device, say
@@ -20,48 +20,29 @@ from utils.machine import free_memory, get_device, say
 NUM_HELD_OUT = 1000  # test images that each sample step of the prior and the decoder measures with
 
 
-def add_clip_flags(parser: ArgumentParser) -> None:
-    """What FrozenCLIP.load takes."""
-    parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
-    parser.add_argument("--clip_model", metavar="NAME", help="take a CLIP that transformers loads")
-
-
 @dataclass
 class FrozenCLIP:
     """A trained CLIP as the other two models see it, and where it came from.
 
-    source: {"file", "pretrained", "fingerprint"}; the prior's and the decoder's checkpoints carry it. data: what its
-    checkpoint says of the images that it learned from; None of a pretrained one.
+    source: {"file", "fingerprint"}; the prior's and the decoder's checkpoints carry it. data: what its checkpoint says of the
+    images that it learned from, or None.
     """
 
-    model: nn.Module  # CLIP, or what has its encode_image and encode_text
-    tokenizer: Tokenizer | None
+    model: CLIP
+    tokenizer: Tokenizer
     source: dict
-    data: dict | None = None
+    data: dict | None
 
     @classmethod
-    def load(
-        cls, clip_checkpoint: str | None = None, clip_model: str | None = None, models: Path = ROOT / "output"
-    ) -> "FrozenCLIP":
-        """Our own from a checkpoint, for None the newest one in the folder `models`; or the pretrained `clip_model`.
-
-        Raises UserError if there is none, or both are given.
-        """
-        if clip_model and clip_checkpoint:
-            raise UserError("--clip_model takes the place of --clip_checkpoint; give one of the two.")
-        if clip_model:
-            from lesson_17.pretrained_clip import load_pretrained
-
-            model = load_pretrained(clip_model).to(get_device())
-            source = {"file": None, "pretrained": clip_model, "fingerprint": fingerprint(model.state_dict())}
-            return cls(model, None, source)
+    def load(cls, clip_checkpoint: str | None = None, models: Path = ROOT / "output") -> "FrozenCLIP":
+        """From a checkpoint, for None the newest one in the folder `models`. Raises UserError if there is none."""
         file = find_checkpoint(clip_checkpoint, "clip", models)
         if file is None:
             raise UserError("There is no trained CLIP yet; train one with python lesson_17/train_clip.py, at the root.")
         checkpoint = load_checkpoint(file, "clip")
         model = load_model(checkpoint, CLIP, CLIPConfig).to(get_device())
-        source = {"file": str(file.absolute()), "pretrained": None, "fingerprint": fingerprint(model.state_dict())}
-        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"])
+        source = {"file": str(file.absolute()), "fingerprint": fingerprint(model.state_dict())}
+        return cls(model, Tokenizer.from_json(checkpoint["tokenizer"]), source, checkpoint["data"] or None)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -71,9 +52,7 @@ class FrozenCLIP:
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Prompts to text tokens (B, T)."""
-        if self.tokenizer is None:
-            return self.model.tokenize(prompts)
-        return tokenize(self.tokenizer, prompts, self.model.config.text_seq_len)
+        return tokenize(self.tokenizer, prompts, self.model.config.text_seq_len, self.model.config.pad_id)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], device) -> tuple[Tensor, Tensor]:
@@ -135,10 +114,10 @@ def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: Captione
     return (images.caption_ids == nearest[:, None]).any(dim=1).float().mean().item()
 
 
-def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int) -> Tensor:
+def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int, pad_id: int = PAD_ID) -> Tensor:
     """Prompts to text tokens (B, T), each with at least one pad behind it, the end of the text."""
-    return add_end(tokenizer.encode(prompts, text_seq_len - 1))
+    return add_end(tokenizer.encode(prompts, text_seq_len - 1, pad_id), pad_id)
 
 
-def add_end(text_tokens: Tensor) -> Tensor:
-    return F.pad(text_tokens, (0, 1), value=PAD_ID)
+def add_end(text_tokens: Tensor, pad_id: int = PAD_ID) -> Tensor:
+    return F.pad(text_tokens, (0, 1), value=pad_id)

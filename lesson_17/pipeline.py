@@ -27,9 +27,6 @@ def add_model_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
     for name in ("clip", "prior", "decoder"):
         parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in FOLDER/{name})")
-    parser.add_argument(
-        "--clip_model", metavar="NAME", help="the pretrained CLIP (default: the one that the prior was trained with)"
-    )
     parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
 
 
@@ -71,36 +68,33 @@ class Pipeline:
         clip_checkpoint: str | None = None,
         prior_checkpoint: str | None = None,
         decoder_checkpoint: str | None = None,
-        clip_model: str | None = None,
         models: str | None = None,
         pretrained: str | None = None,
     ) -> "Pipeline":
         """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data set
-        `pretrained`. clip_model: the name of a pretrained CLIP.
+        `pretrained`.
 
         Raises UserError if there are none, or they do not belong together.
         """
-        if pretrained and (clip_checkpoint or clip_model):
+        if pretrained and clip_checkpoint:
             raise UserError("--pretrained brings its own CLIP; give one of the two.")
         given = {"prior": prior_checkpoint, "decoder": decoder_checkpoint}
         files = find_checkpoints(given, models, ROOT / "lesson_17/pretrained", pretrained)
         checkpoints = {name: load_checkpoint(file, name) for name, file in files.items()}
         if clip_checkpoint is None and files["prior"].suffix == ".safetensors":  # which has its CLIP beside it
             clip_checkpoint = str(files["prior"].with_name("clip.safetensors"))
-        elif clip_checkpoint is None:
-            clip_model = clip_model or checkpoints["prior"]["sources"]["clip"]["pretrained"]
-        clip, device = FrozenCLIP.load(clip_checkpoint, clip_model, models_folder(models)), get_device()
+        clip, device = FrozenCLIP.load(clip_checkpoint, models_folder(models)), get_device()
         for name, checkpoint in checkpoints.items():
             source = checkpoint["sources"]["clip"]
             if source["fingerprint"] != clip.source["fingerprint"]:
-                trained_on = source["pretrained"] or source["file"]
+                trained_on = source["file"]
                 raise UserError(
-                    f"{files[name]} learned the embeddings of another CLIP, {trained_on}; name the right files."
+                    f"{files[name]} learned the embeddings of another CLIP, {trained_on}; name it with --clip_checkpoint."
                 )
         prior = load_model(checkpoints["prior"], DiffusionPrior, PriorConfig).to(device)
         decoder = load_model(checkpoints["decoder"], Decoder, DecoderConfig)
         decoder = decoder.to(device, memory_format=torch.channels_last)
-        named = {"clip": clip.source["pretrained"] or clip.source["file"]} | {n: str(f) for n, f in files.items()}
+        named = {"clip": clip.source["file"]} | {n: str(f) for n, f in files.items()}
         return cls(clip, prior, decoder, device, named, checkpoints["prior"]["data"])
 
     def draw(

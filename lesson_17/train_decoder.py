@@ -14,7 +14,7 @@ from lesson_17.diffusion_decoder import (
     shrink,
     to_x_0,
 )
-from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, add_clip_flags, load_embedded
+from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, load_embedded
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, TrainingParser, bounded, start
 from utils.data import DataSource, map_in_chunks
@@ -55,12 +55,12 @@ NUM_SHOWN = 10  # test images that each sample step shows
 def main() -> None:
     parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_DATA)
     add_flags(parser)
-    add_clip_flags(parser)
+    parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
     add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args)["decoder"]
     Threads(training.num_threads).choose()  # embedding all images is work, too
-    clip = FrozenCLIP.load(args.clip_checkpoint, args.clip_model, args.output_dir)
+    clip = FrozenCLIP.load(args.clip_checkpoint, args.output_dir)
     embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
     size = args.decoder_image_size
     train(config, training, clip, *embedded, args.output_dir / "decoder", size, args.resume)

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lesson_17 import train_clip, train_decoder, train_prior
-from lesson_17.frozen_clip import FrozenCLIP, add_clip_flags, load_embedded
+from lesson_17.frozen_clip import FrozenCLIP, load_embedded
 from utils.cli import ROOT, TrainingParser, start
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device
@@ -20,16 +20,16 @@ def main() -> None:
     parser = TrainingParser(__doc__, STAGES, ROOT / "output", FROM_DATA)
     train_clip.add_flags(parser)
     train_decoder.add_flags(parser)
-    add_clip_flags(parser)
+    parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
     add_data_flags(parser)
     args = parser.parse_args()
     configs, folder, going_on = parser.configs(args), args.output_dir, {"resume": args.resume, "skip_finished": True}
 
-    if not (args.clip_checkpoint or args.clip_model):
+    if not args.clip_checkpoint:
         images = load_images(data_source(args), args.data_dir, get_device())
         train_clip.train(*configs["clip"], *images, folder / "clip", args.text_seq_len, **going_on)
     Threads(args.num_threads or 0).choose()  # embedding all images is work, too
-    clip = FrozenCLIP.load(args.clip_checkpoint, args.clip_model, folder)
+    clip = FrozenCLIP.load(args.clip_checkpoint, folder)
     embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
     train_prior.train(*configs["prior"], clip, *embedded, folder / "prior", **going_on)
     size = args.decoder_image_size

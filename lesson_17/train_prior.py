@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from lesson_17.clip import valid_pairs
 from lesson_17.diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
-from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, add_clip_flags, load_embedded
+from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, load_embedded
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, start
 from utils.data import DataSource
@@ -51,12 +51,12 @@ NUM_DRAWN = 20  # embeddings of each
 
 def main() -> None:
     parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_CLIP)
-    add_clip_flags(parser)
+    parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
     add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args)["prior"]
     Threads(training.num_threads).choose()  # embedding all images is work, too
-    clip = FrozenCLIP.load(args.clip_checkpoint, args.clip_model, args.output_dir)
+    clip = FrozenCLIP.load(args.clip_checkpoint, args.output_dir)
     embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
     train(config, training, clip, *embedded, args.output_dir / "prior", args.resume)
 

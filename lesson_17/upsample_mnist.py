@@ -12,9 +12,10 @@ from torch import Tensor
 from utils.checkpoints import find_checkpoint, load_checkpoint, load_model, models_folder
 from utils.cli import ArgumentParser, UserError, bounded, start
 from utils.data import map_in_chunks
+from utils.drawn_images import read_images
 from utils.machine import Threads, get_device
 from utils.plots import save_grid
-from utils.samples import MODELS_HELP, SeededNoise, read_images, write_images
+from utils.samples import MODELS_HELP, SeededNoise, write_images
 
 COLUMNS = 10  # of the grid
 

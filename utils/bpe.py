@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(self, bpe):
         """bpe: a tokenizers.Tokenizer, which learned the vocabulary and the merges."""
         self.bpe = bpe
-        merges = json.loads(bpe.to_str())["model"]["merges"]
+        merges = json.loads(bpe.to_str())["model"].get("merges", [])
         self.merge_rank = {tuple(pair): rank for rank, pair in enumerate(merges)}
 
     @classmethod
@@ -64,33 +64,34 @@ class Tokenizer:
         """Ids, V, with PAD_ID."""
         return self.bpe.get_vocab_size()
 
-    def encode(self, captions: list[str], text_seq_len: int) -> Tensor:
-        """Captions to text tokens (M, T) int64 in 0 .. V - 1, PAD_ID after a caption's end; what is longer is cut off."""
-        return padded([self.ids(caption) for caption in captions], text_seq_len)
+    def encode(self, captions: list[str], text_seq_len: int, pad_id: int = PAD_ID) -> Tensor:
+        """Captions to text tokens (M, T) int64 in 0 .. V - 1, pad_id after a caption's end; what is longer is cut off."""
+        return padded([self.ids(caption) for caption in captions], text_seq_len, pad_id)
 
     def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
         """The ids of a caption, as many as it has. dropout: probability that a merge is passed over, drawn from `rng`."""
+        if not dropout:
+            return self.bpe.encode(" ".join(caption.split())).ids
         words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(" ".join(caption.split())))
         return [self.bpe.token_to_id(token) for word, _ in words for token in self.merge(word, dropout, rng)]
 
-    def merge(self, word: str, dropout: float, rng: random.Random | None) -> list[str]:
+    def merge(self, word: str, dropout: float, rng: random.Random) -> list[str]:
         """A word to its tokens: algorithm 1 of BPE-dropout. The library has it too, but from a random state that cannot
         be seeded."""
         tokens = list(word)
         while True:
             pairs = enumerate(zip(tokens, tokens[1:]))
             merges = [(self.merge_rank[pair], i) for i, pair in pairs if pair in self.merge_rank]
-            if dropout:
-                merges = [merge for merge in merges if rng.random() >= dropout]
+            merges = [merge for merge in merges if rng.random() >= dropout]
             if not merges:
                 return tokens
             _, i = min(merges)
             tokens[i : i + 2] = ["".join(tokens[i : i + 2])]
 
 
-def padded(rows: list[list[int]], text_seq_len: int) -> Tensor:
-    """Rows of ids as one tensor (M, T), cut off at T and filled up with PAD_ID."""
-    return torch.tensor([row[:text_seq_len] + [PAD_ID] * (text_seq_len - len(row)) for row in rows])
+def padded(rows: list[list[int]], text_seq_len: int, pad_id: int = PAD_ID) -> Tensor:
+    """Rows of ids as one tensor (M, T), cut off at T and filled up with pad_id."""
+    return torch.tensor([row[:text_seq_len] + [pad_id] * (text_seq_len - len(row)) for row in rows])
 
 
 class CaptionTable:

@@ -11,7 +11,7 @@ from utils.cli import ArgumentParser, UserError, positive_int, seed_number
 from utils.data import CaptionedImages
 from utils.plots import save_grid, to_picture
 from utils.prompts import Prompts
-from utils.tables import read_rows, write_rows
+from utils.tables import write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 COLUMNS = 10  # of a training's grid
@@ -96,26 +96,3 @@ def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: P
         to_picture(image).save(folder / name)
     table = {"file": names, "prompt": prompts, "seed": seeds, **more}
     write_rows(folder / "samples.csv", [dict(zip(table, row)) for row in zip(*table.values())])
-
-
-def read_images(folder: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
-    """The inverse of write_images: images (C, H, W) in [0, 1], C 1 or 3, and their rows of samples.csv.
-
-    Raises UserError if there are none, or one cannot be read.
-    """
-    from PIL import Image
-
-    rows, images = read_rows(folder / "samples.csv"), []
-    if not rows or not {"file", "prompt"} <= rows[0].keys():
-        raise UserError(f"{folder} has no samples.csv with the columns file and prompt; give a folder of drawn images.")
-    for row in rows:
-        try:
-            picture = Image.open(folder / row["file"])
-            picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-        except OSError as error:
-            raise UserError(f"{folder / row['file']} of samples.csv cannot be read.") from error
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(
-            picture.height, picture.width, -1
-        )
-        images.append(pixels.permute(2, 0, 1).float() / 255)
-    return images, rows
