@@ -17,7 +17,7 @@ from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import CaptionedImages, map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads
-from utils.scoring import Judge, Row, add_evaluation_flags, write_report
+from utils.scoring import Judge, Row, at_random, add_evaluation_flags, write_report
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def dvae_rows(dvae: DiscreteVAE, judge: Judge, image_tokens: Tensor, num_samples
     ]
     if judge.reader:
         fraction = (judge.reader.read(reconstructions)["digit"] == judge.test_digits).float().mean().item()
-        best = judge.train_set.at_random(num_samples).map(lambda images: dvae.decode(dvae.encode(images)))
+        best = at_random(judge.train_set, num_samples).map(lambda images: dvae.decode(dvae.encode(images)))
         distance = judge.frechet_distance(best)
         rows += [
             Row("dVAE, scorer's accuracy", fraction, f"{fraction:.1%}", "on the reconstructions"),

@@ -1,10 +1,8 @@
 """The models together: a prompt -> text tokens -> transformer -> image tokens -> dVAE -> picture."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from lesson_08.dall_e import DallE, DallEConfig
 from lesson_08.dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
@@ -103,19 +101,3 @@ class Pipeline:
         config = self.dall_e.config
         u = SeededNoise(seeds).rand((len(seeds), config.image_seq_len))
         return self.tokenizer.encode(prompts, config.text_seq_len).to(self.device), u.to(self.device)
-
-    def decode_so_far(self, image_tokens: Tensor) -> Tensor:
-        """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the
-        dVAE is given the tokens of a black image."""
-        c, n = self.dvae.config, image_tokens.shape[1]
-        rest = self.empty_image[n:].expand(len(image_tokens), -1)
-        images = self.dvae.decode(torch.cat([image_tokens, rest], dim=1))
-        drawn = torch.arange(c.grid_size**2, device=images.device).view(1, 1, c.grid_size, c.grid_size) < n
-        return torch.where(F.interpolate(drawn.float(), images.shape[-2:]) > 0, images, 0.4)
-
-    @cached_property
-    def empty_image(self) -> Tensor:
-        """The tokens of a black image, (N,)."""
-        c = self.dvae.config
-        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=self.device)
-        return self.dvae.encode(black)[0]

@@ -4,6 +4,7 @@ import base64
 import io
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -140,7 +141,7 @@ class Playground:
         with in_a_sentence():
             prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
             for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, **how):
-                yield picture(self.pipeline.decode_so_far(image_tokens), COLUMNS), None
+                yield picture(self.decode_so_far(image_tokens), COLUMNS), None
             yield self.finished(prompt, sampling, image_tokens)
 
     def redraw(self, prompt: str, seed: int, *sampling):
@@ -170,7 +171,23 @@ class Playground:
             _, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
             prefix = self.pipeline.dvae.encode(self.top_of(canvas, rows)).expand(NUM_SHOWN, -1)
             for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, prefix=prefix, **how):
-                yield picture(self.pipeline.decode_so_far(image_tokens), COLUMNS)
+                yield picture(self.decode_so_far(image_tokens), COLUMNS)
+
+    def decode_so_far(self, image_tokens: Tensor) -> Tensor:
+        """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the
+        dVAE is given the tokens of a black image."""
+        c, n = self.pipeline.dvae.config, image_tokens.shape[1]
+        rest = self.empty_image[n:].expand(len(image_tokens), -1)
+        images = self.pipeline.dvae.decode(torch.cat([image_tokens, rest], dim=1))
+        drawn = torch.arange(c.grid_size**2, device=images.device).view(1, 1, c.grid_size, c.grid_size) < n
+        return torch.where(F.interpolate(drawn.float(), images.shape[-2:]) > 0, images, 0.4)
+
+    @cached_property
+    def empty_image(self) -> Tensor:
+        """The tokens of a black image, (N,)."""
+        c = self.pipeline.dvae.config
+        black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=self.pipeline.device)
+        return self.pipeline.dvae.encode(black)[0]
 
     def top_of(self, canvas: dict, rows: int) -> Tensor:
         """The pixels of the upper `rows` rows of tokens, (1, C, h, H) in [0, 1], of what was drawn on a black canvas.

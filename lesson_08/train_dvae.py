@@ -18,27 +18,10 @@ from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=2200, batch_size=32, learning_rate=5e-3, save_every=550, sample_every=550
-    ),
-    "large": TrainingConfig(
-        num_training_steps=30_000,
-        batch_size=128,
-        learning_rate=2e-3,
-        ema_decay=0.999,
-        save_every=5000,
-        sample_every=2500,
-    ),
-    "paper": TrainingConfig(
-        num_training_steps=3_000_000,
-        batch_size=512,
-        learning_rate=1e-4,
-        weight_decay=1e-4,
-        ema_decay=0.999,
-        save_every=10_000,
-        sample_every=10_000,
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(2200, 32, 5e-3, save_every=550, sample_every=550),
+    "large": TrainingConfig(30_000, 128, 2e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
+    "paper": TrainingConfig(3_000_000, 512, 1e-4, weight_decay=1e-4, ema_decay=0.999),
 }
 FROM_DATA = {"image_size", "image_channels"}
 NUM_HELD_OUT = 1000  # test images that each sample step measures

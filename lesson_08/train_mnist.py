@@ -22,30 +22,13 @@ from utils.run import Run
 from utils.samples import sample_captions, write_sample_grid
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=1600, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=100
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(1600, 128, 4e-3, weight_decay=0.1, sample_every=100),
     "large": TrainingConfig(
-        num_training_steps=60_000,
-        batch_size=128,
-        learning_rate=2e-3,
-        warmup_steps=500,
-        weight_decay=0.1,
-        ema_decay=0.999,
-        save_every=10_000,
-        sample_every=5000,
+        60_000, 128, 2e-3, warmup_steps=500, weight_decay=0.1, ema_decay=0.999, save_every=10_000, sample_every=5000
     ),
-    "paper": TrainingConfig(
-        num_training_steps=430_000,
-        batch_size=1024,
-        learning_rate=4.5e-4,
-        warmup_steps=5000,
-        weight_decay=4.5e-2,
-        max_grad_norm=4.0,
-        ema_decay=0.9996,  # 0.99, applied once in 25 steps
-        save_every=10_000,
-        sample_every=10_000,
+    "paper": TrainingConfig(  # its average has a decay of 0.99, once in 25 steps
+        430_000, 1024, 4.5e-4, warmup_steps=5000, weight_decay=4.5e-2, max_grad_norm=4.0, ema_decay=0.9996
     ),
 }
 FROM_DATA = {"pad_id", "text_seq_len", "image_vocab_size", "grid_size"}

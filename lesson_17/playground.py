@@ -35,6 +35,7 @@ from utils.playground import (
 )
 from utils.plots import to_picture
 from utils.samples import SeededNoise
+from utils.scoring import at_random
 
 NUM_SHOWN = 4
 EDIT_STEPS = 20
@@ -232,7 +233,7 @@ class Playground:
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor, list[dict]]:
         """The mean (E,) of test images' embeddings, the two directions (E, 2) of their widest spread, and a point for each."""
-        images = self.test_set.at_random(NUM_POINTS)
+        images = at_random(self.test_set, NUM_POINTS)
         z_i = self.pipeline.clip.encode_images(images)
         mean, directions = principal_components(z_i)
         directions = directions[:2].T

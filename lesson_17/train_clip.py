@@ -20,27 +20,10 @@ from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=1200, batch_size=128, learning_rate=4e-3, weight_decay=0.1, sample_every=300
-    ),
-    "large": TrainingConfig(
-        num_training_steps=5000,
-        batch_size=256,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        save_every=1000,
-        sample_every=500,
-    ),
-    "paper": TrainingConfig(
-        num_training_steps=390_625,
-        batch_size=32_768,
-        learning_rate=3e-4,
-        warmup_steps=2000,
-        weight_decay=0.2,
-        save_every=10_000,
-        sample_every=10_000,
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(1200, 128, 4e-3, weight_decay=0.1, sample_every=300),
+    "large": TrainingConfig(5000, 256, 1e-3, weight_decay=0.1, save_every=1000, sample_every=500),
+    "paper": TrainingConfig(390_625, 32_768, 3e-4, warmup_steps=2000, weight_decay=0.2),
 }
 STAGE = {"clip": (CLIP_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}

@@ -26,26 +26,10 @@ from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=2500, batch_size=64, learning_rate=3e-3, ema_decay=0.99, sample_every=625
-    ),
-    "large": TrainingConfig(
-        num_training_steps=10_000,
-        batch_size=128,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        save_every=2500,
-        sample_every=1000,
-    ),
-    "paper": TrainingConfig(
-        num_training_steps=800_000,
-        batch_size=2048,
-        learning_rate=1.2e-4,
-        ema_decay=0.9999,
-        save_every=10_000,
-        sample_every=10_000,
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(2500, 64, 3e-3, ema_decay=0.99, sample_every=625),
+    "large": TrainingConfig(10_000, 128, 1e-3, ema_decay=0.999, save_every=2500, sample_every=1000),
+    "paper": TrainingConfig(800_000, 2048, 1.2e-4, ema_decay=0.9999),
 }
 STAGE = {"decoder": (DECODER_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "clip_embed_dim", "clip_text_width", "clip_text_seq_len"}

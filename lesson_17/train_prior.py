@@ -21,27 +21,10 @@ from utils.run import Run
 from utils.samples import sample_captions
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=2400, batch_size=256, learning_rate=2e-3, ema_decay=0.99, sample_every=600
-    ),
-    "large": TrainingConfig(
-        num_training_steps=30_000,
-        batch_size=256,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        save_every=5000,
-        sample_every=2500,
-    ),
-    "paper": TrainingConfig(
-        num_training_steps=600_000,
-        batch_size=4096,
-        learning_rate=1.1e-4,
-        weight_decay=6e-2,
-        ema_decay=0.9999,
-        save_every=10_000,
-        sample_every=10_000,
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(2400, 256, 2e-3, ema_decay=0.99, sample_every=600),
+    "large": TrainingConfig(30_000, 256, 1e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
+    "paper": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, ema_decay=0.9999),
 }
 STAGE = {"prior": (PRIOR_PRESETS, TRAINING)}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}

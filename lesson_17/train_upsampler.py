@@ -24,26 +24,10 @@ from utils.prompts import data_entry
 from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
-TRAINING = {
-    "small": TrainingConfig(
-        num_training_steps=1800, batch_size=64, learning_rate=3e-3, ema_decay=0.99, sample_every=600
-    ),
-    "large": TrainingConfig(
-        num_training_steps=10_000,
-        batch_size=128,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        save_every=2500,
-        sample_every=1000,
-    ),
-    "paper": TrainingConfig(
-        num_training_steps=1_000_000,
-        batch_size=1024,
-        learning_rate=1.2e-4,
-        ema_decay=0.9999,
-        save_every=10_000,
-        sample_every=10_000,
-    ),
+TRAINING = {  # steps, images a step, learning rate
+    "small": TrainingConfig(1800, 64, 3e-3, ema_decay=0.99, sample_every=600),
+    "large": TrainingConfig(10_000, 128, 1e-3, ema_decay=0.999, save_every=2500, sample_every=1000),
+    "paper": TrainingConfig(1_000_000, 1024, 1.2e-4, ema_decay=0.9999),
 }
 STAGE = {"upsampler": (UPSAMPLER_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "small_size"}

@@ -9,34 +9,15 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from utils.cli import ROOT, UserError, shortened
 from utils.machine import say
 
 PRETRAINED = ("mnist", "colored_mnist")  # data sets whose trained weights are included
-MAY_CHANGE = {  # of a TrainingConfig, when a run goes on
-    "num_training_steps",
-    "save_every",
-    "sample_every",
-    "seed",
-    "mixed_precision",
-    "compile",
-    "num_threads",
-}
-CONTENTS = {
-    "name",
-    "config",
-    "training",
-    "num_images",
-    "step",
-    "held_out",
-    "model",
-    "ema",
-    "optimizers",
-    "data",
-    "tokenizer",
-    "sources",
-}
+CONTENTS = set("name config training num_images data tokenizer sources step held_out model ema optimizers".split())
+# What of a TrainingConfig another may have that goes on from a checkpoint.
+MAY_CHANGE = set("num_training_steps save_every sample_every seed mixed_precision compile num_threads".split())
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -130,6 +111,12 @@ def newest_checkpoint(folder: Path, name: str) -> Path | None:
     return next(reversed(checkpoints_in(folder, name).values()), None)
 
 
+def last_good(folder: Path, name: str) -> str:
+    """A sentence on what a run that failed has left."""
+    path = newest_checkpoint(folder, name)
+    return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."
+
+
 def move_aside(folder: Path, name: str) -> None:
     """Move what an earlier run of the model `name` has written to a folder within its own, so that nothing is lost."""
     files = [*checkpoints_in(folder, name).values(), *folder.glob("sample*-*.*"), *folder.glob("*metrics.csv")]
@@ -158,6 +145,16 @@ def differences(checkpoint: dict, identity: dict) -> list[str]:
     was, now = facts(checkpoint), facts(identity)
     different = [name for name in now | was if was.get(name) != now.get(name)]
     return [f"{name} was {shortened(was.get(name))} and is {shortened(now.get(name))}" for name in different]
+
+
+def restore(checkpoint: dict, model: nn.Module, averaged: nn.Module | None, optimizers: list) -> None:
+    """Put a checkpoint's weights, their averages and the states of the optimizers in their places."""
+    model.load_state_dict(checkpoint["model"])
+    if averaged is not None:
+        averaged.module.load_state_dict(checkpoint["ema"])
+        averaged.n_averaged.fill_(checkpoint["step"])
+    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
 
 
 def load_checkpoint(path: Path, name: str | None = None) -> dict:

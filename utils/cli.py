@@ -94,46 +94,30 @@ class TrainingParser(ArgumentParser):
     """
 
     def __init__(self, description: str, stages: dict[str, tuple[dict, dict]], output_dir: Path, from_data: set[str]):
-        super().__init__(description, add_help=False)  # --help waits until it is known whose defaults to show
-        self.stages, self.from_data, self.numbers = stages, from_data, set()
-        self.add_argument("-h", "--help", action="store_true", help="show this, with the defaults of the --preset")
+        super().__init__(description)
         self.add_argument("--preset", choices=["small", "large", "paper"], default="small", help="sizes and steps")
         self.add_argument("--output_dir", type=Path, default=output_dir, help="where the run's files go")
         self.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-        for config in [presets["small"] for pair in stages.values() for presets in pair]:
+        first_look = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+        first_look.add_argument("--preset", choices=["small", "large", "paper"], default="small")
+        try:
+            preset = first_look.parse_known_args()[0].preset  # whose defaults --help shows
+        except argparse.ArgumentError:  # which the whole parser will answer
+            preset = "small"
+        self.stages, self.from_data, self.numbers = stages, from_data, {}
+        for stage, config in [(stage, presets[preset]) for stage, pair in stages.items() for presets in pair]:
             kinds = get_type_hints(type(config))  # the types themselves, also where annotations are strings
             for f in fields(config):
-                if f.name in self.numbers | from_data or kinds[f.name] not in (int, float, bool, str):
-                    continue
-                self.numbers.add(f.name)
-                meaning = f.metadata.get("help", f"of the model: see {type(config).__name__}")
-                if kinds[f.name] is bool:
-                    self.add_argument(f"--{f.name}", action="store_true", default=None, help=meaning)
-                else:
-                    choices = f.metadata.get("choices")
-                    self.add_argument(f"--{f.name}", type=kinds[f.name], choices=choices, help=meaning)
-
-    def parse_args(self, *arguments):
-        args = super().parse_args(*arguments)
-        if args.help:
-            self.show_help(args.preset)
-            sys.exit()
-        return args
-
-    def show_help(self, preset: str) -> None:
-        """The flags, with the defaults of a preset."""
-        for action in self._actions:
-            defaults = {
-                stage: getattr(presets[preset], action.dest)
-                for stage, pair in self.stages.items()
-                for presets in pair
-                if action.dest in self.numbers and hasattr(presets[preset], action.dest)
-            }
-            if len(set(defaults.values())) > 1:
-                action.help += f" (default: {', '.join(f'{stage} {value}' for stage, value in defaults.items())})"
-            elif defaults:
-                action.help += f" (default: {defaults.popitem()[1]})"
-        self.print_help()
+                if f.name not in from_data and kinds[f.name] in (int, float, bool, str):
+                    self.numbers.setdefault(f.name, []).append((stage, config, f, kinds[f.name]))
+        for name, of_stages in self.numbers.items():
+            _, config, f, kind = of_stages[0]
+            defaults = {stage: getattr(config, name) for stage, config, _, _ in of_stages}
+            alike = len(set(defaults.values())) == 1
+            shown = getattr(config, name) if alike else ", ".join(f"{stage} {x}" for stage, x in defaults.items())
+            meaning = f.metadata.get("help", f"of the model: see {type(config).__name__}")
+            how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": f.metadata.get("choices")}
+            self.add_argument(f"--{name}", default=None, help=f"{meaning} (default: {shown})", **how)
 
     def configs(self, args) -> dict[str, list]:
         """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given.
@@ -141,15 +125,15 @@ class TrainingParser(ArgumentParser):
         Raises UserError if a config will not take a number.
         """
         # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
-        given = {name: getattr(args, name, None) for name in self.numbers | self.from_data}
+        given = {name: getattr(args, name, None) for name in self.numbers.keys() | self.from_data}
         given = {name: value for name, value in given.items() if value is not None}
+
+        def with_given(config):
+            return replace(config, **{f.name: given[f.name] for f in fields(config) if f.name in given})
+
         try:
             return {
-                stage: [
-                    replace(c, **{f.name: given[f.name] for f in fields(c) if f.name in given})
-                    for c in (presets[args.preset] for presets in pair)
-                ]
-                for stage, pair in self.stages.items()
+                stage: [with_given(presets[args.preset]) for presets in pair] for stage, pair in self.stages.items()
             }
         except ValueError as error:
             raise UserError(str(error)) from error

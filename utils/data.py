@@ -51,10 +51,6 @@ class CaptionedImages:
         captions = [self.captions[i] for i in used]
         return CaptionedImages(self.pixels[index], captions, renumbered[ids], self.closed)
 
-    def at_random(self, number: int) -> "CaptionedImages":
-        """`number` images, always the same ones: MNIST comes writer by writer, so its first ones are a few hands'."""
-        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:number])
-
     def of_different_captions(self, number: int) -> "CaptionedImages":
         """The first images, at most `number`, no two of which have the same first caption, in the order of the captions."""
         first = self.caption_ids[:, 0].tolist()

@@ -163,25 +163,36 @@ class Threads:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path):
-    """A folder that no other run writes to; the system frees the lock of a run that is killed, and the checkpoints and tables
-    that such a run has left half-written are deleted. Raises UserError if there is another run, or the folder cannot be
-    written."""
-    holder = folder / ".running"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", blocking=False):
+    """A folder that no other run writes to, held by the first process for all; the system frees the lock of a run that is killed,
+    and the checkpoints and tables that such a run has left half-written are deleted.
+
+    Raises UserError in the first process if there is another run or the folder cannot be written, and SystemExit in the others.
+    """
+    holder, problem = folder / ".running", None
+    lock = FileLock(folder / ".lock", blocking=False)
+    if process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
             since = time.strftime("%Y-%m-%d %H:%M")
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             for half_written in [*folder.glob(".*.pt.tmp"), *folder.glob(".*metrics.csv.tmp")]:
                 half_written.unlink()
-            yield
-            holder.unlink(missing_ok=True)
-    except Timeout as error:
-        other = holder.read_text() if holder.exists() else "one that has just begun"
-        advice = "wait for it, stop it, or choose another --output_dir"
-        raise UserError(f"{folder} is being written by another run, {other}; {advice}.") from error
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        except Timeout:
+            other = holder.read_text() if holder.exists() else "one that has just begun"
+            advice = "wait for it, stop it, or choose another --output_dir"
+            problem = UserError(f"{folder} is being written by another run, {other}; {advice}.")
+        except OSError as error:
+            problem = UserError(f"{folder} cannot be written: {error.strerror or error}.")
+    if any(gathered(problem is not None)):
+        raise problem or SystemExit(2)
+    try:
+        yield
+    finally:
+        if process_index() == 0:
+            with contextlib.suppress(OSError):  # of a folder that has vanished
+                holder.unlink(missing_ok=True)
+            lock.release()
 
 
 def concerns(error: OSError, folder: Path) -> bool:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from utils import machine
-from utils.checkpoints import differences, load_checkpoint, move_aside, newest_checkpoint, save_checkpoint
+from utils import checkpoints, machine
 from utils.machine import UserError, gathered, num_processes, say
 from utils.tables import drop_rows_after, write_rows
 from utils.training import TrainingConfig, average_gradients, batch_index, scheduled_rate
@@ -44,13 +43,7 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            problem = None
-            try:
-                stack.enter_context(machine.lock_folder(self.folder) if self.is_main else contextlib.nullcontext())
-            except UserError as error:
-                problem = error
-            if any(gathered(problem is not None)):
-                raise problem or SystemExit(2)  # the first process says why
+            stack.enter_context(machine.lock_folder(self.folder))
             self.signals = stack.enter_context(machine.stop_signals())
             self.held = stack.pop_all()
         return self
@@ -58,9 +51,8 @@ class Run:
     def __exit__(self, error_type, error, traceback):
         self.held.close()
         if isinstance(error, OSError) and machine.concerns(error, self.folder):
-            raise UserError(
-                f"{self.folder} cannot be written: {error.strerror or error}. {self.last_good()}"
-            ) from error
+            reason = f"{self.folder} cannot be written: {error.strerror or error}."
+            raise UserError(f"{reason} {checkpoints.last_good(self.folder, self.name)}") from error
 
     def steps(self, num_images: int, resume: bool = False) -> Iterator[tuple[int, Tensor]]:
         """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of
@@ -76,16 +68,13 @@ class Run:
         self.num_images = num_images
         if resume:
             self.load()
-        if self.is_main:
-            if not resume:
-                move_aside(self.folder, self.name)
-            for name in ("metrics.csv", "held_out_metrics.csv"):
-                drop_rows_after(self.folder / name, self.step)
-        say(
-            f"Training {self.name}: {sum(p.numel() for p in self.model.parameters()):,} parameters, "
-            f"{t.num_training_steps} steps of {t.batch_size} images on {parts} x {self.device}, mixed precision "
-            f"{t.mixed_precision}, into {self.folder}"
-        )
+        elif self.is_main:
+            checkpoints.move_aside(self.folder, self.name)
+        for name in ("metrics.csv", "held_out_metrics.csv") if self.is_main else ():
+            drop_rows_after(self.folder / name, self.step)
+        what = f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {t.num_training_steps} steps of "
+        what += f"{t.batch_size} images on {parts} x {self.device}, mixed precision {t.mixed_precision}"
+        say(f"Training {self.name}: {what}, into {self.folder}")
         threads = machine.Threads(t.num_threads)
         threads.choose()
         bar = {"initial": self.step, "total": t.num_training_steps, "desc": self.name, "disable": not self.is_main}
@@ -154,66 +143,60 @@ class Run:
     def write_metrics(self) -> None:
         """The metrics of the last steps, those of the first process, to metrics.csv, up to the first row that is not finite:
         that one raises UserError."""
-        rows, self.pending = [{name: float(value) for name, value in row.items()} for row in self.pending], []
-        bad = next((i for i, row in enumerate(rows) if not all(map(math.isfinite, row.values()))), len(rows))
+        for row in self.pending:
+            row |= {name: value.item() for name, value in row.items() if isinstance(value, Tensor)}
+        bad = next((i for i, row in enumerate(self.pending) if not all(map(math.isfinite, row.values()))), None)
+        rows, self.pending = self.pending, []
         if self.is_main:
-            finite = [{**row, "step": int(row["step"])} for row in rows[:bad]]
-            write_rows(self.folder / "metrics.csv", finite, append=True)
-        for row in rows[bad : bad + 1]:
-            raise UserError(
-                f"The loss is {row['loss']:.4g} and its gradient {row['grad_norm']:.4g} at step {row['step']:.0f}, with a "
-                f"learning rate of {row['learning_rate']:.3g}, so the run is stopped. {self.last_good()} A lower "
-                f"--learning_rate may help."
+            write_rows(self.folder / "metrics.csv", rows[:bad], append=True)
+        if bad is not None:
+            step, loss, norm, rate = (rows[bad][name] for name in ("step", "loss", "grad_norm", "learning_rate"))
+            found = (
+                f"The loss is {loss:.4g} and its gradient {norm:.4g} at step {step}, with a learning rate of {rate:.3g}"
             )
+            last = checkpoints.last_good(self.folder, self.name)
+            raise UserError(f"{found}, so the run is stopped. {last} A lower --learning_rate may help.")
 
     def save(self) -> None:
         """Write NAME-STEP.pt."""
         self.write_metrics()
-        weights = {"model": self.model.state_dict(), "ema": self.averaged and self.averaged.module.state_dict()}
-        weights["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         if self.is_main:
-            path, held_out = self.folder / f"{self.name}-{self.step}.pt", {"held_out": self.held_out}
-            save_checkpoint(path, {**self.identity(), "step": self.step, **held_out, **weights})
+            ema = self.averaged and self.averaged.module.state_dict()
+            checkpoint = {"step": self.step, "held_out": self.held_out, "model": self.model.state_dict(), "ema": ema}
+            checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+            path = self.folder / f"{self.name}-{self.step}.pt"
+            checkpoints.save_checkpoint(path, {**self.identity(), **checkpoint})
         gathered(self.step)  # the others may go on to read it, and wait for the first process
 
     def identity(self) -> dict:
         """What makes this training the one that it is; a checkpoint carries it."""
-        config = {"config": asdict(self.model.config), "training": asdict(self.training), "num_images": self.num_images}
-        return {"name": self.name, **config, **self.origin}
+        config, training = asdict(self.model.config), asdict(self.training)
+        return {"name": self.name, "config": config, "training": training, "num_images": self.num_images, **self.origin}
 
     def is_finished(self, num_images: int) -> bool:
         """Whether the newest checkpoint of the folder is the last one of just this training."""
-        self.num_images, path = num_images, newest_checkpoint(self.folder, self.name)
-        checkpoint = path and load_checkpoint(path, self.name)
+        self.num_images, path = num_images, checkpoints.newest_checkpoint(self.folder, self.name)
+        checkpoint = path and checkpoints.load_checkpoint(path, self.name)
         if path is None or checkpoint["step"] != self.training.num_training_steps:
             return False
-        if other := differences(checkpoint, self.identity()):
+        other = checkpoints.differences(checkpoint, self.identity())
+        if other:
             say(f"{path} was trained otherwise: {other[0]}. So {self.name} is trained anew.")
-            return False
-        say(f"{self.name} is trained already, {path}")
-        return True
+        else:
+            say(f"{self.name} is trained already, {path}")
+        return not other
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the folder, if there is one, with its seed."""
-        path = newest_checkpoint(self.folder, self.name)
+        path = checkpoints.newest_checkpoint(self.folder, self.name)
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
-        checkpoint = load_checkpoint(path, self.name)
-        if other := differences(checkpoint, self.identity()):
+        checkpoint = checkpoints.load_checkpoint(path, self.name)
+        if other := checkpoints.differences(checkpoint, self.identity()):
             raise UserError(f"{path} was trained otherwise: {other[0]}. Resume with the flags it was begun with.")
-        if checkpoint["step"] >= self.training.num_training_steps:
-            reached = f"{self.folder} is at step {checkpoint['step']} already"
-            raise UserError(f"{reached}; ask for more with --num_training_steps.")
-        self.model.load_state_dict(checkpoint["model"])
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(checkpoint["ema"])
-            self.averaged.n_averaged.fill_(checkpoint["step"])
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
         self.step, self.held_out = checkpoint["step"], checkpoint["held_out"]
+        if self.step >= self.training.num_training_steps:
+            raise UserError(f"{self.folder} is at step {self.step} already; ask for more with --num_training_steps.")
+        checkpoints.restore(checkpoint, self.model, self.averaged, self.optimizers)
         self.training = replace(self.training, seed=checkpoint["training"]["seed"])
         say(f"Resuming from {path}")
-
-    def last_good(self) -> str:
-        path = newest_checkpoint(self.folder, self.name)
-        return "There is no checkpoint yet." if path is None else f"The last good checkpoint is {path}."

@@ -8,25 +8,17 @@ from pathlib import Path
 
 def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
     """Rows as a CSV file, below a header of all their names; with `append`, behind the rows that it has."""
-    if not append:
+    if append and rows and path.exists() and path.read_text(encoding="utf-8").startswith(",".join(rows[0]) + "\r\n"):
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, list(rows[0])).writerows(rows)
+    elif rows or not append:
+        rows = [*read_rows(path), *rows] if append else rows
         names = list(dict.fromkeys(name for row in rows for name in row))
         with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
             if names:
-                csv.writer(file).writerow(names)
-            csv.DictWriter(file, names).writerows(rows)
-    elif rows and list(rows[0]) != header_of(path):  # an empty file, or other columns than before
-        write_rows(path, [*read_rows(path), *rows])
-    else:
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, list(rows[0]) if rows else []).writerows(rows)
-
-
-def header_of(path: Path) -> list[str]:
-    """The names of a CSV file's columns; none if there is no such file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
