@@ -54,11 +54,8 @@ def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> T
 
 
 def upper_rows(pipeline: Pipeline, images: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, H) in [0, 1] with only their upper `rows` rows of tokens left, the rest gray, and the tokens of these,
-    computed from them alone, (B, rows * w).
-
-    Raises UserError if that leaves nothing to draw.
-    """
+    """Images (B, C, H, H) in [0, 1] with only their upper `rows` rows of tokens left, the rest gray, and the tokens of
+    these, computed from them alone, (B, rows * w). Raises UserError if that leaves nothing to draw."""
     config = pipeline.dvae.config
     if rows >= config.grid_size:
         raise UserError(f"--rows {rows} leaves nothing to draw; images have {config.grid_size} rows of tokens.")

@@ -27,11 +27,8 @@ from torch import Tensor, nn
 
 @dataclass
 class DallEConfig:
-    """Sizes of the transformer; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range, the heads do not divide the width, or the kernel of the last layer is
-    even.
-    """
+    """Sizes of the transformer; the defaults are the `small` preset. Raises ValueError if a number is out of range, the
+    heads do not divide the width, or the kernel of the last layer is even."""
 
     text_vocab_size: int = 1024  # V, with the pad id; at most, for a training; 16,384 in the paper
     pad_id: int = 0  # the tokenizer's; fills a caption up to T, and a caption of nothing else is the null caption
@@ -89,11 +86,9 @@ def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dic
 
     Every position attends to the text before it, `num_text` positions; an image position also attends
 
-    row:     to itself and the W image positions before it, back to the one right above it;
-    column:  to itself and the image positions above it;
-    conv:    to those of a square kernel around itself that come before it, wrapping around the grid's edges.
-
-    Returns {name: (num_text + W^2, num_text + W^2) bool}.
+    row: to itself and the W image positions before it, back to the one right above it; column: to itself and the image
+    positions above it; conv: to those of a square kernel around itself that come before it, wrapping around the grid's
+    edges. Returns {name: (num_text + W^2, num_text + W^2) bool}.
     """
     position = torch.arange(num_text + grid_size**2)
     query, key = position[:, None], position[None, :]

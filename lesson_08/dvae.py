@@ -22,10 +22,8 @@ MIN_LOG_B = 0.0  # floor of the predicted scale, see logit_laplace_nll
 
 @dataclass
 class DVAEConfig:
-    """Sizes of the discrete VAE; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range, or the image cannot be halved `num_downsamples` times.
-    """
+    """Sizes of the discrete VAE; the defaults are the `small` preset. Raises ValueError if a number is out of range, or
+    the image cannot be halved `num_downsamples` times."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C

@@ -64,11 +64,8 @@ class Pipeline:
         models: str | None = None,
         pretrained: str | None = None,
     ) -> "Pipeline":
-        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data set
-        `pretrained`.
-
-        Raises UserError if there are none, or they do not match.
-        """
+        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data
+        set `pretrained`. Raises UserError if there are none, or they do not match."""
         given = {"dvae": dvae_checkpoint, "dall_e": dall_e_checkpoint}
         dvae_file, dall_e_file = find_checkpoints(given, models, ROOT / "lesson_08/pretrained", pretrained).values()
         checkpoint = load_checkpoint(dall_e_file, "dall_e")

@@ -151,10 +151,8 @@ class Playground:
             return self.finished(prompt, sampling, self.pipeline.dall_e.generate(text_tokens, **how))
 
     def inputs(self, prompt: str | None, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
-        """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it.
-
-        Raises UserError for a prompt that the model cannot be asked for.
-        """
+        """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it. Raises
+        UserError for a prompt that the model cannot be asked for."""
         prompt = asked(prompt, self.pipeline.data)
         seeds = [(seed or 0) + i for i in range(number)]
         text_tokens, u = self.pipeline.inputs([prompt] * number, seeds)
@@ -191,9 +189,7 @@ class Playground:
 
     def top_of(self, canvas: dict, rows: int) -> Tensor:
         """The pixels of the upper `rows` rows of tokens, (1, C, h, H) in [0, 1], of what was drawn on a black canvas.
-
-        Raises UserError if it was wiped out.
-        """
+        Raises UserError if it was wiped out."""
         if canvas["composite"] is None:
             raise UserError("There is no canvas any more; load the page again.")
         c = self.pipeline.dvae.config

@@ -63,10 +63,8 @@ def load_clip(clip_checkpoint: str | None, models: str | None, pretrained: str |
 
 
 def fitted(images: list[Tensor], clip: FrozenCLIP) -> Tensor:
-    """Images (C, H, W) as the CLIP takes them, (B, C, H, H).
-
-    Raises UserError if they have another size or other channels than those that it learned from.
-    """
+    """Images (C, H, W) as the CLIP takes them, (B, C, H, H). Raises UserError if they have another size or other
+    channels than those that it learned from."""
     images = images_of_one_size(images)
     if clip.data is not None:
         size, channels = clip.data["image_size"], clip.data["image_channels"]

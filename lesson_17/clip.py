@@ -24,10 +24,8 @@ MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
 
 @dataclass
 class CLIPConfig:
-    """Sizes of both encoders; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range, the patches do not divide the image, or the heads a width.
-    """
+    """Sizes of both encoders; the defaults are the `small` preset. Raises ValueError if a number is out of range, the
+    patches do not divide the image, or the heads a width."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C

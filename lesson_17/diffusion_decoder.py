@@ -24,10 +24,8 @@ NUM_IMAGE_TOKENS = 4  # section 2.1
 
 @dataclass
 class DecoderConfig:
-    """Sizes of the U-Net; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range, or the heads do not divide the width of a level with attention.
-    """
+    """Sizes of the U-Net; the defaults are the `small` preset. Raises ValueError if a number is out of range, or the
+    heads do not divide the width of a level with attention."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C

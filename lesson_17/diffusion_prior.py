@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 @dataclass
 class PriorConfig:
-    """Sizes of the prior; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range, the heads do not divide the width, or it is odd.
-    """
+    """Sizes of the prior; the defaults are the `small` preset. Raises ValueError if a number is out of range, the heads
+    do not divide the width, or it is odd."""
 
     clip_embed_dim: int = 64  # E
     clip_text_width: int = 64  # of CLIP's token encodings

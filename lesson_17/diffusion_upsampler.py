@@ -26,10 +26,7 @@ NOISE_STD = 0.05  # of small images in [0, 1]; the paper's first up-sampler has 
 
 @dataclass
 class UpsamplerConfig:
-    """Sizes of the U-Net; the defaults are the `small` preset.
-
-    Raises ValueError if a number is out of range.
-    """
+    """Sizes of the U-Net; the defaults are the `small` preset. Raises ValueError if a number is out of range."""
 
     small_size: int = 14  # S
     image_size: int = 28  # H

@@ -244,10 +244,8 @@ def text_difference(pipeline: Pipeline, from_prompts: list[str], to_prompts: lis
 
 
 def outside(box: list[int], x_0: Tensor) -> Tensor:
-    """Which pixels of images (B, C, H, H) are not in the box (left, top, right, bottom): (H, H) bool.
-
-    Raises UserError if the box is empty or does not lie in the image.
-    """
+    """Which pixels of images (B, C, H, H) are not in the box (left, top, right, bottom): (H, H) bool. Raises UserError
+    if the box is empty or does not lie in the image."""
     size, (left, top, right, bottom) = x_0.shape[-1], box
     if not (0 <= left < right <= size and 0 <= top < bottom <= size):
         raise UserError(f"--box {left} {top} {right} {bottom} is no box in an image of {size}x{size} pixels.")

@@ -71,11 +71,8 @@ class Pipeline:
         models: str | None = None,
         pretrained: str | None = None,
     ) -> "Pipeline":
-        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data set
-        `pretrained`.
-
-        Raises UserError if there are none, or they do not belong together.
-        """
+        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data
+        set `pretrained`. Raises UserError if there are none, or they do not belong together."""
         if pretrained and clip_checkpoint:
             raise UserError("--pretrained brings its own CLIP; give one of the two.")
         given = {"prior": prior_checkpoint, "decoder": decoder_checkpoint}

@@ -183,10 +183,8 @@ class Playground:
         return asked(text, self.pipeline.data)
 
     def parts(self, caption: str, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """A test image of a caption, (1, C, H, H) in [0, 1], its z_i (1, E) and its x_T (1, C, H, H).
-
-        Raises UserError if no test image has that caption.
-        """
+        """A test image of a caption, (1, C, H, H) in [0, 1], its z_i (1, E) and its x_T (1, C, H, H). Raises UserError
+        if no test image has that caption."""
         return split(self.pipeline, choose_images(self.test_set, [caption], seed or 0), EDIT_STEPS)
 
     def between(self, first: str, second: str, seed: int, fraction: float, moving: str):

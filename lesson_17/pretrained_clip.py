@@ -35,10 +35,8 @@ def main() -> None:
 
 
 def convert(name: str, text_seq_len: int | None = None) -> dict:
-    """A CLIP that transformers loads, and its tokenizer, as a checkpoint of ours, which reads text_seq_len tokens, all for None.
-
-    Raises UserError if there is none, or its layers are others than OpenAI's.
-    """
+    """A CLIP that transformers loads, and its tokenizer, as a checkpoint of ours, which reads text_seq_len tokens, all
+    for None. Raises UserError if there is none, or its layers are others than OpenAI's."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel  # here, as it takes seconds
 
     say(f"Loading the pretrained CLIP {name} ...")

@@ -45,10 +45,8 @@ def main() -> None:
 
 
 def load_upsamplers(size: int, channels: int, models: Path) -> list[Upsampler]:
-    """The newest up-samplers of the folder `models` for images of `size` pixels, then for those of twice the size, and so on.
-
-    Raises UserError if there is none, or it learned images of other channels.
-    """
+    """The newest up-samplers of the folder `models` for images of `size` pixels, then for those of twice the size, and
+    so on. Raises UserError if there is none, or it learned images of other channels."""
     upsamplers = []
     while file := find_checkpoint(None, f"upsampler_{2 * size}", models):
         upsampler = load_model(load_checkpoint(file, f"upsampler_{2 * size}"), Upsampler, UpsamplerConfig)

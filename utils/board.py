@@ -33,10 +33,8 @@ def main() -> None:
 
 
 class Board:
-    """The event files of a run in FOLDER/tensorboard, which are written anew.
-
-    Raises UserError if TensorBoard is not installed.
-    """
+    """The event files of a run in FOLDER/tensorboard, which are written anew. Raises UserError if TensorBoard is not
+    installed."""
 
     def __init__(self, folder: Path):
         try:

@@ -21,10 +21,8 @@ MAY_CHANGE = set("num_training_steps save_every sample_every seed mixed_precisio
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either.
-
-    Raises OSError if it cannot be written.
-    """
+    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either. Raises
+    OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -52,10 +50,8 @@ def models_folder(given: str | None) -> Path:
 
 def find_checkpoint(given: str | None, name: str, models: Path = ROOT / "output") -> Path | None:
     """The file of a checkpoint of the model `name`: `given`, from the working directory or else the repository's root;
-    with None, the newest in MODELS/NAME, named on the screen, or None if there is none.
-
-    Raises UserError if the file that was given does not exist.
-    """
+    with None, the newest in MODELS/NAME, named on the screen, or None if there is none. Raises UserError if the file
+    that was given does not exist."""
     if given is None:
         path = newest_checkpoint(models / name, name)
         if path is not None:
@@ -72,12 +68,10 @@ def find_checkpoint(given: str | None, name: str, models: Path = ROOT / "output"
 def find_checkpoints(
     given: dict[str, str | None], models: str | None, folder: Path, pretrained: str | None
 ) -> dict[str, Path]:
-    """The files of models that are used together, {name: file}: `given`, for None the newest ones in the folder `models`, or
-    in output/. If that has none at all, they are the included ones for MNIST, in `folder`; with `pretrained`, those for that
-    data set.
-
-    Raises UserError if one of them does not exist, or `pretrained` is not all that is given.
-    """
+    """The files of models that are used together, {name: file}: `given`, for None the newest ones in the folder
+    `models`, or in output/. If that has none at all, they are the included ones for MNIST, in `folder`; with
+    `pretrained`, those for that data set. Raises UserError if one of them does not exist, or `pretrained` is not all
+    that is given."""
     if pretrained and (models or any(given.values())):
         raise UserError("--pretrained takes the place of naming models; give one of the two.")
     where = models_folder(models)
@@ -158,11 +152,8 @@ def restore(checkpoint: dict, model: nn.Module, averaged: nn.Module | None, opti
 
 
 def load_checkpoint(path: Path, name: str | None = None) -> dict:
-    """The checkpoint of the model `name`, or any for None, in `path`: CONTENTS, on the CPU; only containers and tensors are
-    read, never code.
-
-    Raises UserError if the file is broken or holds something else.
-    """
+    """The checkpoint of the model `name`, or any for None, in `path`: CONTENTS, on the CPU; only containers and tensors
+    are read, never code. Raises UserError if the file is broken or holds something else."""
     try:
         if path.suffix == ".safetensors":
             checkpoint = read_exported(path)
@@ -196,9 +187,7 @@ def read_exported(path: Path) -> dict:
 
 def load_model(checkpoint: dict, model_class, config_class):
     """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen.
-
-    Raises UserError if the weights do not fit the model.
-    """
+    Raises UserError if the weights do not fit the model."""
     try:
         model = model_class(config_class(**checkpoint["config"]))
         model.load_state_dict(weights_of(checkpoint))

@@ -120,10 +120,8 @@ class TrainingParser(ArgumentParser):
             self.add_argument(f"--{name}", default=None, help=f"{meaning} (default: {shown})", **how)
 
     def configs(self, args) -> dict[str, list]:
-        """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given.
-
-        Raises UserError if a config will not take a number.
-        """
+        """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given. Raises
+        UserError if a config will not take a number."""
         # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
         given = {name: getattr(args, name, None) for name in self.numbers.keys() | self.from_data}
         given = {name: value for name, value in given.items() if value is not None}

@@ -11,9 +11,7 @@ from utils.tables import read_rows
 
 def read_images(folder: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
     """The inverse of utils.samples.write_images: images (C, H, W) in [0, 1], C 1 or 3, and their rows of samples.csv.
-
-    Raises UserError if there are none, or one cannot be read.
-    """
+    Raises UserError if there are none, or one cannot be read."""
     from PIL import Image
 
     rows, images = read_rows(folder / "samples.csv"), []

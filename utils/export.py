@@ -33,11 +33,9 @@ def main() -> None:
 
 
 def export_checkpoint(checkpoint: dict, path: Path) -> str:
-    """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and all
-    else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it.
-
-    Returns the fingerprint of the model that is read from it, which is another one, as its weights are rounded.
-    """
+    """Write a checkpoint to `path` as safetensors: the weights in half precision, averaged ones where it has them, and
+    all else but the optimizers' state as JSON in the file's header. load_checkpoint() reads it. Returns the fingerprint
+    of the model that is read from it, which is another one, as its weights are rounded."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -163,11 +163,9 @@ class Threads:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path):
-    """A folder that no other run writes to, held by the first process for all; the system frees the lock of a run that is killed,
-    and the checkpoints and tables that such a run has left half-written are deleted.
-
-    Raises UserError in the first process if there is another run or the folder cannot be written, and SystemExit in the others.
-    """
+    """A folder that no other run writes to, held by the first process for all; the system frees the lock of a run that
+    is killed, and the checkpoints and tables that such a run has left half-written are deleted. Raises UserError in the
+    first process if there is another run or the folder cannot be written, and SystemExit in the others."""
     holder, problem = folder / ".running", None
     lock = FileLock(folder / ".lock", blocking=False)
     if process_index() == 0:

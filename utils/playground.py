@@ -53,11 +53,8 @@ def add_page_flags(parser: ArgumentParser) -> None:
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> gr.Blocks:
-    """Show a page, on this machine only unless `share`; a notebook shows it below the cell. Returns it, for a script to wait
-    with block_thread() until Ctrl-C.
-
-    Raises UserError if the port is taken.
-    """
+    """Show a page, on this machine only unless `share`; a notebook shows it below the cell. Returns it, for a script to
+    wait with block_thread() until Ctrl-C. Raises UserError if the port is taken."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
     options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "ssr_mode": False}
     looks = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": [], "run_history": False}
@@ -79,11 +76,8 @@ def in_a_sentence():
 
 
 def asked(text: str | None, data: dict) -> str:
-    """What a visitor typed, cut off where it is too long, as a prompt for the models whose checkpoints say `data`. Words that
-    no caption had are named on the page.
-
-    Raises UserError if the models cannot be asked for it.
-    """
+    """What a visitor typed, cut off where it is too long, as a prompt for the models whose checkpoints say `data`.
+    Words that no caption had are named on the page. Raises UserError if the models cannot be asked for it."""
     (prompt,) = Prompts.of_checkpoint(data).check([(text or "")[:LONGEST]], say=lambda said: gr.Info(html.escape(said)))
     return prompt
 

@@ -30,11 +30,9 @@ class Prompts:
         return cls(data["examples"], data["words"], data["closed"])
 
     def check(self, prompts: list[str], say: Callable = say) -> list[str]:
-        """The prompts without needless blanks. Says which of the words no caption had.
-
-        Raises UserError for an empty one, and for one that is no caption where there are few and all are known: letters
-        alone would do for the tokenizer, and the model would draw something, but nothing it was taught.
-        """
+        """The prompts without needless blanks. Says which of the words no caption had. Raises UserError for an empty
+        one, and for one that is no caption where there are few and all are known: letters alone would do for the
+        tokenizer, and the model would draw something, but nothing it was taught."""
         checked = [" ".join(prompt.split()) for prompt in prompts]
         if self.closed:
             checked = [prompt.lower() for prompt in checked]

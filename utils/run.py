@@ -23,12 +23,11 @@ METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for th
 class Run:
     """A training run that writes NAME-STEP.pt, metrics.csv and held_out_metrics.csv to a folder of its own.
 
-    Everything random in a step follows from (seed, step, process): a run that was stopped and resumed sees the same images,
-    captions and noise as one that was not. `origin` goes into the checkpoints, as plain containers: "data", "tokenizer" and
-    "sources", {name: {"fingerprint", ...}} of the frozen models that it learns from.
-
-    Raises UserError if the folder cannot be written or another run writes there, if the disk is full, if a loss is not finite,
-    and if what is resumed is finished or was trained otherwise.
+    Everything random in a step follows from (seed, step, process): a run that was stopped and resumed sees the same
+    images, captions and noise as one that was not. `origin` goes into the checkpoints, as plain containers: "data",
+    "tokenizer" and "sources", {name: {"fingerprint", ...}} of the frozen models that it learns from. Raises UserError
+    if the folder cannot be written or another run writes there, if the disk is full, if a loss is not finite, and if
+    what is resumed is finished or was trained otherwise.
     """
 
     def __init__(self, name: str, model: nn.Module, optimizers: list, training: TrainingConfig, folder: Path, **origin):
@@ -55,11 +54,9 @@ class Run:
             raise UserError(f"{reason} {checkpoints.last_good(self.folder, self.name)}") from error
 
     def steps(self, num_images: int, resume: bool = False) -> Iterator[tuple[int, Tensor]]:
-        """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of
-        0 .. num_images - 1. Ends the program with 128 + its number after the step in which a signal came.
-
-        Raises RuntimeError if the loop's body comes to its end without update().
-        """
+        """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of 0 ..
+        num_images - 1. Ends the program with 128 + its number after the step in which a signal came. Raises
+        RuntimeError if the loop's body comes to its end without update()."""
         t, parts = self.training, num_processes()
         if t.batch_size % parts:
             raise UserError(f"--batch_size {t.batch_size} does not divide among {parts} processes.")

@@ -36,11 +36,8 @@ def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
 
 
 def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:
-    """The prompt of each image to draw, and the columns of the grid: num_samples images of each given prompt, or of random
-    captions.
-
-    Raises UserError for a prompt that the model cannot be asked for, and for too many images.
-    """
+    """The prompt of each image to draw, and the columns of the grid: num_samples images of each given prompt, or of
+    random captions. Raises UserError for a prompt that the model cannot be asked for, and for too many images."""
     given = known.check(prompts) if prompts else random.Random(seed).choices(known.examples, k=NUM_RANDOM)
     if num_samples * len(given) > MOST_IMAGES:
         raise UserError(

@@ -14,10 +14,8 @@ from utils.machine import UserError, default_precision, get_device, num_processe
 
 @dataclass
 class TrainingConfig:
-    """The numbers that each preset sets and a flag of the same name overrides.
-
-    Raises ValueError if one of them is out of range.
-    """
+    """The numbers that each preset sets and a flag of the same name overrides. Raises ValueError if one of them is out
+    of range."""
 
     num_training_steps: int = field(metadata={"help": "optimizer steps"})
     batch_size: int = field(metadata={"help": "images a step, over all processes"})
@@ -60,10 +58,8 @@ def with_sizes(config, **sizes):
 
 def build_model(model_class, config, training: TrainingConfig) -> nn.Module:
     """model_class(config) on this process's device, its first weights drawn by the seed, the same in every process.
-
-    Raises UserError if training needs more memory than there is: in float32, 16 bytes a parameter for the weight, its gradient
-    and the optimizer's two moments, and 4 for the averaged weight.
-    """
+    Raises UserError if training needs more memory than there is: in float32, 16 bytes a parameter for the weight, its
+    gradient and the optimizer's two moments, and 4 for the averaged weight."""
     device, parameters = get_device(), 0
     with contextlib.suppress(RuntimeError), torch.device("meta"):  # takes no memory; not every layer can be made there
         parameters = sum(parameter.numel() for parameter in model_class(config).parameters())

@@ -42,10 +42,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
 
 def data_source(args, learned: dict | None = None) -> DataSource:
     """What the data flags say, or else what an earlier stage learned from, the "data" of its checkpoint, whose size and
-    channels are kept. A folder is taken with its whole path, so that a later stage finds it from anywhere.
-
-    Raises UserError if the flags ask for another size or for other channels.
-    """
+    channels are kept. A folder is taken with its whole path, so that a later stage finds it from anywhere. Raises
+    UserError if the flags ask for another size or for other channels."""
     source = DataSource(*(getattr(args, f.name) for f in fields(DataSource)))
     if source.dataset not in (None, *LOADERS) and Path(source.dataset).is_dir():
         source = replace(source, dataset=str(Path(source.dataset).resolve()))
@@ -65,10 +63,8 @@ def data_source(args, learned: dict | None = None) -> DataSource:
 
 
 def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
-    """Training and test images, in the device's memory if they fit, and their source with its gaps filled in.
-
-    Raises UserError where they cannot be had or read.
-    """
+    """Training and test images, in the device's memory if they fit, and their source with its gaps filled in. Raises
+    UserError where they cannot be had or read."""
     source = replace(source, dataset=source.dataset or mnist_or_5k(data_dir))
     loader = LOADERS.get(source.dataset, LOADERS.get(None))
     if loader is None:

@@ -29,10 +29,8 @@ NEVER_SEEN = [(digit, ink) for i, ink in enumerate(INKS) for digit in (i, (i + 5
 
 
 def load_colored_mnist(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
-    """MNIST's digits in color, those never seen among the test images only.
-
-    Raises UserError if MNIST cannot be had, or another size or gray images are asked for.
-    """
+    """MNIST's digits in color, those never seen among the test images only. Raises UserError if MNIST cannot be had, or
+    another size or gray images are asked for."""
     check_size(source)
     if source.image_channels == 1:
         raise UserError("Digits in color have 3 channels.")

@@ -22,10 +22,8 @@ HOW_TO_GET_MNIST = (
 
 
 def load_mnist(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
-    """60,000 digits to train on and 10,000 to test on, downloaded to `data_dir` on first use.
-
-    Raises UserError if they cannot be downloaded or read, or another size is asked for.
-    """
+    """60,000 digits to train on and 10,000 to test on, downloaded to `data_dir` on first use. Raises UserError if they
+    cannot be downloaded or read, or another size is asked for."""
     return captioned(read_mnist(data_dir), source)
 
 

@@ -64,10 +64,8 @@ class Problems:
 
 def load_own(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
     """Training and test images of a folder or of the hub. They are decoded on first use into a folder of their own in
-    `data_dir`, and read from there as they are looked at.
-
-    Raises UserError if there are none, or fewer than two that can be read.
-    """
+    `data_dir`, and read from there as they are looked at. Raises UserError if there are none, or fewer than two that
+    can be read."""
     source = replace(source, image_size=source.image_size or 28, image_channels=source.image_channels or 3)
     problems, folder = Problems(), Path(source.dataset)
     if folder.is_dir() and (records := records_of_folder(folder, source, problems)):
