@@ -16,7 +16,6 @@ K image vocabulary, D width.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,17 +44,18 @@ class DallEConfig:
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
-        if min(self.text_seq_len, self.image_vocab_size, self.grid_size, self.dim, self.num_heads) < 1:
-            raise ValueError("text_seq_len, image_vocab_size, grid_size, dim and num_heads are 1 or more.")
-        if not 1 <= self.num_layers <= 1000 or not 0 <= self.pad_id < self.text_vocab_size:
-            raise ValueError("num_layers is 1 to 1,000, and pad_id 0 to text_vocab_size - 1.")
-        for name in ("dropout", "caption_dropout", "token_corruption", "text_loss_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1].")
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads.")
-        if self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is not odd and positive.")
+        sizes = (self.text_seq_len, self.image_vocab_size, self.grid_size, self.dim, self.num_layers, self.num_heads)
+        if min(sizes) < 1 or self.num_layers > 1000 or not 0 <= self.pad_id < self.text_vocab_size:
+            raise ValueError(
+                f"The sizes {sizes} are 1 or more, num_layers 1,000 or less, pad_id below text_vocab_size."
+            )
+        fractions = (self.dropout, self.caption_dropout, self.token_corruption, self.text_loss_weight)
+        if not all(0 <= fraction <= 1 for fraction in fractions):
+            raise ValueError("dropout, caption_dropout, token_corruption and text_loss_weight are in [0, 1].")
+        if self.dim % self.num_heads or self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
+            raise ValueError(
+                f"num_heads {self.num_heads} has to divide dim {self.dim}, and conv_kernel_size to be odd."
+            )
 
     @property
     def image_seq_len(self) -> int:
@@ -251,13 +251,8 @@ class DallE(nn.Module):
         text, image = self.transformer(x).split([self.config.text_seq_len, self.config.image_seq_len], dim=1)
         return self.to_text_logits(text).float(), self.to_image_logits(image).float()
 
-    def generate(self, text_tokens: Tensor, **sampling) -> Tensor:
-        """Draw the image tokens (B, N) of captions (B, T); `sampling` are the other arguments of draw_tokens."""
-        *_, image_tokens = self.draw_tokens(text_tokens, **sampling)
-        return image_tokens
-
     @torch.no_grad()
-    def draw_tokens(
+    def generate(
         self,
         text_tokens: Tensor,
         temperature: float = 1.0,
@@ -266,35 +261,33 @@ class DallE(nn.Module):
         guidance_scale: float = 1.0,
         prefix: Tensor | None = None,
         u: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Draws image tokens for captions (B, T), one after another, and yields the tokens drawn so far, (B, n), each time, up to
-        (B, N).
+        num_tokens: int | None = None,
+    ) -> Tensor:
+        """Draw the image tokens (B, N) of captions (B, T), or the first num_tokens of them.
 
         temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
         top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
         trained; more exaggerates what the caption changes, and 0 ignores it. prefix (B, n): first image tokens to go on from,
         the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
         """
-        num_images, num_tokens = len(text_tokens), self.config.image_seq_len
+        num_images, num_tokens = len(text_tokens), num_tokens or self.config.image_seq_len
         u = torch.rand(num_images, num_tokens, device=text_tokens.device) if u is None else u
         image_tokens = text_tokens.new_empty(num_images, 0) if prefix is None else prefix
         guided = guidance_scale != 1
         if guided:
             text_tokens = torch.cat([text_tokens, self.null_caption.expand_as(text_tokens)])
-        caches = [KeyValueCache() for _ in self.blocks]
-        first = 0
+        caches, first = [KeyValueCache() for _ in self.blocks], 0
         x = torch.cat([self.embed_text(text_tokens), self.embed_image(image_tokens.repeat(1 + guided, 1))], dim=1)
-        yield image_tokens
-        while image_tokens.shape[1] < num_tokens:
+        for index in range(image_tokens.shape[1], num_tokens):
             logits = self.to_image_logits(self.transformer(x, caches, first)[:, -1]).float()  # (B or 2B, K)
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + guidance_scale * (conditional - unconditional)
-            token = sample_token(logits, temperature, top_k, top_p, u[:, image_tokens.shape[1]])
+            token = sample_token(logits, temperature, top_k, top_p, u[:, index])[:, None]
             first += x.shape[1]
-            x = self.embed_image(token[:, None].repeat(1 + guided, 1), first=image_tokens.shape[1])
-            image_tokens = torch.cat([image_tokens, token[:, None]], dim=1)
-            yield image_tokens
+            x = self.embed_image(token.repeat(1 + guided, 1), first=index)
+            image_tokens = torch.cat([image_tokens, token], dim=1)
+        return image_tokens
 
 
 def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor) -> Tensor:

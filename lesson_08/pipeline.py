@@ -7,40 +7,31 @@ from lesson_08.dall_e import DallE, DallEConfig
 from lesson_08.dvae import DiscreteVAE, DVAEConfig
 from torch import Tensor
 from utils.bpe import Tokenizer
-from utils.checkpoints import PRETRAINED, find_checkpoints, fingerprint, load_checkpoint, load_model
+from utils.checkpoints import find_checkpoints, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import map_in_chunks
 from utils.machine import get_device
-from utils.samples import MODELS_HELP, PRETRAINED_HELP, SeededNoise
+from utils.samples import SeededNoise, add_checkpoint_flags
 
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.3}
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
     """The arguments of Pipeline.load."""
-    parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
-    parser.add_argument("--dvae_checkpoint", help="(default: the newest in FOLDER/dvae)")
-    parser.add_argument("--dall_e_checkpoint", help="(default: the newest in FOLDER/dall_e)")
-    parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
+    add_checkpoint_flags(parser, "dvae", "dall_e")
 
 
 def add_sampling_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    """The arguments of DallE.generate."""
+    add = parser.add_argument
+    add(
         "--temperature",
         type=bounded(float, 0, 100),
         help="below 1, likely tokens become likelier; 0 takes the likeliest",
     )
-    parser.add_argument("--top_k", type=bounded(int, 0), help="draw among the k likeliest tokens; 0: among all")
-    parser.add_argument(
-        "--top_p",
-        type=bounded(float, 1e-6, 1),
-        help="draw among the likeliest tokens of this total probability",
-    )
-    parser.add_argument(
-        "--guidance_scale",
-        type=bounded(float, 0, 100),
-        help="how much the caption is exaggerated; 1: not at all",
-    )
+    add("--top_k", type=bounded(int, 0), help="draw among the k likeliest tokens; 0: among all")
+    add("--top_p", type=bounded(float, 1e-6, 1), help="draw among the likeliest tokens of this total probability")
+    add("--guidance_scale", type=bounded(float, 0, 100), help="how much the caption is exaggerated; 1: not at all")
     parser.set_defaults(**DEFAULT_SAMPLING)
 
 

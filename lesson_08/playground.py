@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,7 +141,7 @@ class Playground:
         """The pictures of a prompt as each token comes, (PIL image, None), and at last all of them with their Drawing."""
         with in_a_sentence():
             prompt, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
-            for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, **how):
+            for image_tokens in self.token_by_token(text_tokens, how):
                 yield picture(self.decode_so_far(image_tokens), COLUMNS), None
             yield self.finished(prompt, sampling, image_tokens)
 
@@ -151,7 +152,7 @@ class Playground:
             return self.finished(prompt, sampling, self.pipeline.dall_e.generate(text_tokens, **how))
 
     def inputs(self, prompt: str | None, seed: int | None, sampling: tuple, number: int) -> tuple[str, Tensor, dict]:
-        """A prompt without needless blanks, and what DallE.draw_tokens takes for `number` pictures of it. Raises
+        """A prompt without needless blanks, and what DallE.generate takes for `number` pictures of it. Raises
         UserError for a prompt that the model cannot be asked for."""
         prompt = asked(prompt, self.pipeline.data)
         seeds = [(seed or 0) + i for i in range(number)]
@@ -168,8 +169,16 @@ class Playground:
         with in_a_sentence():
             _, text_tokens, how = self.inputs(prompt, seed, sampling, NUM_SHOWN)
             prefix = self.pipeline.dvae.encode(self.top_of(canvas, rows)).expand(NUM_SHOWN, -1)
-            for image_tokens in self.pipeline.dall_e.draw_tokens(text_tokens, prefix=prefix, **how):
+            for image_tokens in self.token_by_token(text_tokens, how, prefix):
                 yield picture(self.decode_so_far(image_tokens), COLUMNS)
+
+    def token_by_token(self, text_tokens: Tensor, how: dict, image_tokens: Tensor | None = None) -> Iterator[Tensor]:
+        """Yields the image tokens (B, n) as they are drawn for captions (B, T), after those given, up to (B, N)."""
+        image_tokens = text_tokens[:, :0] if image_tokens is None else image_tokens
+        yield image_tokens
+        for number in range(image_tokens.shape[1] + 1, self.pipeline.dall_e.config.image_seq_len + 1):
+            image_tokens = self.pipeline.dall_e.generate(text_tokens, prefix=image_tokens, num_tokens=number, **how)
+            yield image_tokens
 
     def decode_so_far(self, image_tokens: Tensor) -> Tensor:
         """The first n tokens of images, (B, n), to images (B, C, H, H) in [0, 1], gray where no token is yet. Around them the

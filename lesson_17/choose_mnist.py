@@ -16,7 +16,7 @@ from utils.data import map_in_chunks
 from utils.drawn_images import read_images
 from utils.machine import Threads, get_device, say
 from utils.plots import save_grid
-from utils.samples import MODELS_HELP, MOST_COLUMNS, write_images
+from utils.samples import MOST_COLUMNS, write_images
 
 
 def main() -> None:
@@ -43,7 +43,9 @@ def parse_args():
     )
     parser.add_argument("--keep", type=positive_int, default=8, help="images of each prompt")
     parser.add_argument("--clip_checkpoint", help="(default: the newest in MODELS/clip, or the included one)")
-    parser.add_argument("--models", metavar="MODELS", help=MODELS_HELP)
+    parser.add_argument(
+        "--models", metavar="MODELS", help="holds the models, each in a folder of its own (default: output)"
+    )
     parser.add_argument("--pretrained", choices=PRETRAINED, help="take the included CLIP for this data set")
     parser.add_argument("--output_dir", type=Path, help="where the chosen images go (default: FOLDER/chosen)")
     args = parser.parse_args()

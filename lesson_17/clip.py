@@ -42,11 +42,10 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
-        for name in ("image_size", "patch_size", "image_width", "image_heads", "text_width", "text_heads", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not a whole number from 1 up.")
-        if not (1 <= self.image_layers <= 1000 and 1 <= self.text_layers <= 1000):
-            raise ValueError("image_layers and text_layers are 1 to 1,000.")
+        sizes = (self.image_size, self.patch_size, self.image_width, self.image_layers, self.image_heads)
+        sizes += (self.text_seq_len, self.text_width, self.text_layers, self.text_heads, self.embed_dim)
+        if min(sizes) < 1 or max(self.image_layers, self.text_layers) > 1000:
+            raise ValueError(f"The sizes {sizes} are 1 or more, image_layers and text_layers 1,000 or less.")
         if not 0 <= self.pad_id < self.text_vocab_size:
             raise ValueError(f"pad_id {self.pad_id} is not one of {self.text_vocab_size} text ids.")
         if self.image_size % self.patch_size:

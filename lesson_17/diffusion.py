@@ -9,7 +9,7 @@ the papers); it is 1 at t = 0.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -110,14 +110,8 @@ class Diffusion(nn.Module):
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.sqrt_alphas_cumprod.device)
         return list(t.round().long())
 
-    def sample(self, network: Callable, x_T: Tensor, num_steps: int, **sampler) -> Tensor:
-        """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t); `sampler` goes to sample_steps."""
-        for x, _ in self.sample_steps(network, x_T, num_steps, **sampler):
-            samples = x
-        return samples
-
     @torch.no_grad()
-    def sample_steps(
+    def sample(
         self,
         network: Callable,
         x_T: Tensor,
@@ -126,24 +120,30 @@ class Diffusion(nn.Module):
         eta: float = 0.0,
         randn: Callable = torch.randn,
         x_0_range: float = math.inf,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same step by step: yields x after each, and the x_0 (B, ...) that was predicted in it.
+    ) -> Tensor:
+        """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
 
         sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
         s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that noise. The
         predicted x_0 is kept within +-x_0_range.
         """
-        x, is_random = x_T, sampler == "ddpm" or eta > 0
-        steps = self.timesteps(num_steps)
+        x, steps = x_T, self.timesteps(num_steps)
         for t, s in zip(steps, steps[1:]):
-            x_0, eps = self.predict(network, x, t, x_0_range)
-            if sampler == "ddpm":
-                x, variance = self.q_posterior(x_0, x, t, s)
-            else:
-                x, variance = self.ddim_step(x_0, eps, t, s, eta)
-            if is_random and s > 0:
-                x = x + variance.sqrt() * randn(x.shape).to(x)
-            yield x, x_0
+            x, _ = self.step(network, x, t, s, sampler, eta, randn, x_0_range)
+        return x
+
+    def step(
+        self, network: Callable, x_t: Tensor, t: Tensor, s: Tensor, sampler: str, eta: float, randn: Callable, x_0_range
+    ) -> tuple[Tensor, Tensor]:
+        """One step of `sample`, from x_t to x_s for an s < t: x_s and the x_0 that was predicted, (B, ...) each."""
+        x_0, eps = self.predict(network, x_t, t, x_0_range)
+        if sampler == "ddpm":
+            x_s, variance = self.q_posterior(x_0, x_t, t, s)
+        else:
+            x_s, variance = self.ddim_step(x_0, eps, t, s, eta)
+        if (sampler == "ddpm" or eta > 0) and s > 0:
+            x_s = x_s + variance.sqrt() * randn(x_s.shape).to(x_s)
+        return x_s, x_0
 
     def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
         """The x_0 and the eps that the network predicts of x_t (B, ...), that x_0 kept within +-x_0_range."""

@@ -5,6 +5,7 @@ B batch, T text tokens, E embedding size, D text width, M captions, N images.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from utils.bpe import PAD_ID, Tokenizer
 from utils.checkpoints import find_checkpoint, fingerprint, load_checkpoint, load_model
 from utils.cli import ROOT, UserError
 from utils.data import CaptionedImages, DataSource
-from utils.datasets import load_images
+from utils.datasets import LoadedImages
 from utils.machine import free_memory, get_device, say
 
 NUM_HELD_OUT = 1000  # test images that each sample step of the prior and the decoder measures with
@@ -97,14 +98,20 @@ class EmbeddedImages:
         return cls(images, clip.encode_images(images), EncodedCaptions(clip, images.captions, images.device))
 
 
-def load_embedded(
-    clip: FrozenCLIP, source: DataSource, data_dir: Path
-) -> tuple[EmbeddedImages, EmbeddedImages, DataSource]:
-    """Training images, and some test images, with what CLIP makes of them; and their source with its gaps filled in."""
-    train_set, test_set, source = load_images(source, data_dir, get_device())
+class EmbeddedData(NamedTuple):
+    """What the prior and the decoder learn from."""
+
+    clip: FrozenCLIP
+    train: EmbeddedImages
+    held_out: EmbeddedImages  # test images
+    source: DataSource
+
+
+def embed(clip: FrozenCLIP, data: LoadedImages) -> EmbeddedData:
+    """Training images, and some test images, with what CLIP makes of them."""
     say("Embedding the images ...")
-    held_out = test_set.subset(slice(NUM_HELD_OUT))
-    return EmbeddedImages.of(clip, train_set), EmbeddedImages.of(clip, held_out), source
+    held_out = data.test_set.subset(slice(NUM_HELD_OUT))
+    return EmbeddedData(clip, EmbeddedImages.of(clip, data.train_set), EmbeddedImages.of(clip, held_out), data.source)
 
 
 def zero_shot_accuracy(image_embed: Tensor, text_embed: Tensor, images: CaptionedImages) -> float:

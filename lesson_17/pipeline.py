@@ -8,45 +8,27 @@ from lesson_17.diffusion_decoder import Decoder, DecoderConfig, decode_image_emb
 from lesson_17.diffusion_prior import DiffusionPrior, PriorConfig, draw_image_embed
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, load_model, models_folder
+from utils.checkpoints import find_checkpoints, load_checkpoint, load_model, models_folder
 from utils.cli import ROOT, ArgumentParser, UserError, bounded
 from utils.data import map_in_chunks
 from utils.machine import get_device
-from utils.samples import MODELS_HELP, PRETRAINED_HELP, SeededNoise
+from utils.samples import SeededNoise, add_checkpoint_flags
 
-DEFAULT_SAMPLING = {
-    "prior_guidance_scale": 1.5,
-    "guidance_scale": 1.5,
-    "sampling_steps": 20,
-    "sampler": "ddim",
-}
+DEFAULT_SAMPLING = {"prior_guidance_scale": 1.5, "guidance_scale": 1.5, "sampling_steps": 20, "sampler": "ddim"}
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
     """The arguments of Pipeline.load."""
-    parser.add_argument("--models", metavar="FOLDER", help=MODELS_HELP)
-    for name in ("clip", "prior", "decoder"):
-        parser.add_argument(f"--{name}_checkpoint", help=f"(default: the newest in FOLDER/{name})")
-    parser.add_argument("--pretrained", choices=PRETRAINED, help=PRETRAINED_HELP)
+    add_checkpoint_flags(parser, "clip", "prior", "decoder")
 
 
 def add_sampling_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--guidance_scale",
-        type=bounded(float, 0, 100),
-        help="how much the decoder exaggerates embedding and caption; 1: not at all",
-    )
-    parser.add_argument(
-        "--prior_guidance_scale",
-        type=bounded(float, 0, 100),
-        help="how much the prior exaggerates the caption; 1: not at all",
-    )
-    parser.add_argument(
-        "--sampling_steps", type=bounded(int, 1, 1000), help="of each diffusion model; more is finer and slower"
-    )
-    parser.add_argument(
-        "--sampler", choices=["ddim", "ddpm"], help="ddim adds no noise on the way, ddpm does and wants more steps"
-    )
+    """The arguments of Pipeline.draw."""
+    add, scale = parser.add_argument, bounded(float, 0, 100)
+    add("--guidance_scale", type=scale, help="how much the decoder exaggerates embedding and caption; 1: not at all")
+    add("--prior_guidance_scale", type=scale, help="how much the prior exaggerates the caption; 1: not at all")
+    add("--sampling_steps", type=bounded(int, 1, 1000), help="of each diffusion model; more is finer and slower")
+    add("--sampler", choices=["ddim", "ddpm"], help="ddpm adds noise on the way and wants more steps, ddim does not")
     parser.set_defaults(**DEFAULT_SAMPLING)
 
 

@@ -165,13 +165,20 @@ class Playground:
     def draw(self, prompt: str, seed: int, num_steps: int, scale: float, prior_scale: float, eta: float, sampler: str):
         """Step by step, x_t above the predicted x_0 (PIL image), and the embeddings (B, E) that the decoder was given."""
         with in_a_sentence():
-            pipeline, settings = self.pipeline, {"num_steps": num_steps, "eta": eta, "sampler": sampler}
-            prompt = self.asked(prompt)
-            settings["randn"] = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
-            image_embed, text_encodings, x_T = pipeline.inputs([prompt] * NUM_SHOWN, prior_scale, **settings)
-            network = guided(pipeline.decoder, scale, image_embed, text_encodings)
-            for x_t, x_0 in pipeline.decoder.diffusion.sample_steps(network, x_T, x_0_range=1.0, **settings):
-                yield picture(torch.cat([from_x_0(x_t), from_x_0(x_0)]), NUM_SHOWN), image_embed
+            pipeline, diffusion, prompt = self.pipeline, self.pipeline.decoder.diffusion, self.asked(prompt)
+            randn = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
+            how = {"sampler": sampler, "eta": eta, "randn": randn}
+            image_embed, text_encodings, x = pipeline.inputs(
+                [prompt] * NUM_SHOWN, prior_scale, num_steps=num_steps, **how
+            )
+            network, steps = (
+                guided(pipeline.decoder, scale, image_embed, text_encodings),
+                diffusion.timesteps(num_steps),
+            )
+            for t, s in zip(steps, steps[1:]):
+                with torch.no_grad():
+                    x, x_0 = diffusion.step(network, x, t, s, x_0_range=1.0, **how)
+                yield picture(torch.cat([from_x_0(x), from_x_0(x_0)]), NUM_SHOWN), image_embed
 
     def redraw(self, *inputs):
         """The last of what `draw` gives."""

@@ -10,14 +10,15 @@ from lesson_17.clip import CLIP, CLIP_PRESETS, CLIPConfig
 from lesson_17.frozen_clip import add_end, tokenize, zero_shot_accuracy
 from torch import Tensor
 from utils.bpe import MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
-from utils.cli import ROOT, ArgumentParser, TrainingParser, bounded, start
-from utils.data import CaptionedImages, DataSource
-from utils.datasets import add_data_flags, data_source, load_images
+from utils.cli import ROOT, TrainingParser, bounded, start
+from utils.data import CaptionedImages
+from utils.datasets import LoadedImages, add_data_flags, data_source, load_images
 from utils.machine import get_device, say
 from utils.optimizers import make_optimizers
-from utils.plots import plot_metrics, save_matrix
+from utils.plots import plot_metrics, save_grid
 from utils.prompts import data_entry
 from utils.run import Run
+from utils.samples import COLUMNS
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
@@ -29,38 +30,32 @@ STAGE = {"clip": (CLIP_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}
 TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
 NUM_HELD_OUT = 1000  # test images that each sample step measures
-NUM_SHOWN = 10  # and shows, beside at most twice as many captions
+NUM_SHOWN = 40  # and shows, each with the caption that is nearest to it
 
 
 def main() -> None:
     parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_DATA)
-    add_flags(parser)
+    parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
     add_data_flags(parser)
     args = parser.parse_args()
-    config, training = parser.configs(args)["clip"]
-    images = load_images(data_source(args), args.data_dir, get_device())
-    train(config, training, *images, args.output_dir / "clip", args.text_seq_len, args.resume)
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--text_seq_len", type=bounded(int, 1, 1024), help=TEXT_SEQ_LEN)
+    data = load_images(data_source(args), args.data_dir, get_device())
+    train(*parser.configs(args)["clip"], data, args.output_dir / "clip", args.text_seq_len, args.resume)
 
 
 def train(
     config: CLIPConfig,
     training: TrainingConfig,
-    train_set: CaptionedImages,
-    test_set: CaptionedImages,
-    source: DataSource,
+    data: LoadedImages,
     folder: Path,
     text_seq_len: int | None = None,
     resume: bool = False,
     skip_finished: bool = False,
 ) -> None:
     """Train it, unless it is finished and that is to be skipped."""
+    train_set, test_set, source = data
     device = train_set.device
-    held_out, shown = test_set.subset(slice(NUM_HELD_OUT)), test_set.of_different_captions(NUM_SHOWN)
-    shown_captions = shown.captions[: 2 * NUM_SHOWN]
+    held_out = test_set.subset(slice(NUM_HELD_OUT))
+    shown = held_out.subset(slice(NUM_SHOWN))
     tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
     captions = CaptionTable(tokenizer, train_set.captions, text_seq_len, device)
     if captions.num_cut:
@@ -73,9 +68,7 @@ def train(
         text_seq_len=captions.text_seq_len + 1,  # with the end of the text
         pad_id=PAD_ID,
     )
-    held_out_tokens, shown_tokens = (
-        tokenize(tokenizer, texts, config.text_seq_len).to(device) for texts in (held_out.captions, shown_captions)
-    )
+    held_out_tokens = tokenize(tokenizer, held_out.captions, config.text_seq_len).to(device)
 
     clip = build_model(CLIP, config, training)
     optimizers = make_optimizers(clip, training, [*clip.image_encoder.blocks, *clip.text_encoder.blocks])
@@ -95,11 +88,14 @@ def train(
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     zero_shot = evaluate(averaged, held_out, held_out_tokens, training.batch_size)
-                    cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(shown_tokens)[0].T
+                    cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(held_out_tokens)[0].T
                 run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
-                    title = f"step {run.step}: cosine of images and captions; zero-shot accuracy {zero_shot:.1%}"
-                    save_matrix(cosines, folder / f"sample-{run.step}.png", shown.images(), shown_captions, title)
+                    captions_read = [
+                        f"{held_out.captions[i]} {x:.2f}" for x, i in zip(*map(Tensor.tolist, cosines.max(1)))
+                    ]
+                    title = f"step {run.step}: nearest caption and its cosine; zero-shot accuracy {zero_shot:.1%}"
+                    save_grid(shown.images(), folder / f"sample-{run.step}.png", COLUMNS, captions_read, title)
                     plot_metrics(folder, "clip")
             if run.is_due(training.save_every):
                 run.save()

@@ -14,12 +14,12 @@ from lesson_17.diffusion_decoder import (
     shrink,
     to_x_0,
 )
-from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, load_embedded
+from lesson_17.frozen_clip import EmbeddedData, EmbeddedImages, FrozenCLIP, embed
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, TrainingParser, bounded, start
-from utils.data import DataSource, map_in_chunks
-from utils.datasets import add_data_flags, data_source
-from utils.machine import Threads
+from utils.cli import ROOT, TrainingParser, bounded, start
+from utils.data import map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.machine import Threads, get_device
 from utils.optimizers import make_optimizers
 from utils.plots import plot_metrics, save_grid
 from utils.prompts import data_entry
@@ -33,44 +33,34 @@ TRAINING = {  # steps, images a step, learning rate
 }
 STAGE = {"decoder": (DECODER_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
+DECODER_IMAGE_SIZE = "size of the images that it draws, if they are to be smaller than the data's"
 NUM_SHOWN = 10  # test images that each sample step shows
 
 
 def main() -> None:
     parser = TrainingParser(__doc__, STAGE, ROOT / "output", FROM_DATA)
-    add_flags(parser)
     parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
+    parser.add_argument("--decoder_image_size", type=bounded(int, 1, 4096), help=DECODER_IMAGE_SIZE)
     add_data_flags(parser)
     args = parser.parse_args()
-    config, training = parser.configs(args)["decoder"]
-    Threads(training.num_threads).choose()  # embedding all images is work, too
+    Threads(args.num_threads or 0).choose()  # embedding all images is work, too
     clip = FrozenCLIP.load(args.clip_checkpoint, args.output_dir)
-    embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
-    size = args.decoder_image_size
-    train(config, training, clip, *embedded, args.output_dir / "decoder", size, args.resume)
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--decoder_image_size",
-        type=bounded(int, 1, 4096),
-        help="size of the images that the decoder draws, if they are to be smaller than the data's",
-    )
+    data = embed(clip, load_images(data_source(args, clip.data), args.data_dir, get_device()))
+    folder, size = args.output_dir / "decoder", args.decoder_image_size
+    train(*parser.configs(args)["decoder"], data, folder, size, args.resume)
 
 
 def train(
     config: DecoderConfig,
     training: TrainingConfig,
-    clip: FrozenCLIP,
-    embedded: EmbeddedImages,
-    held_out: EmbeddedImages,
-    source: DataSource,
+    data: EmbeddedData,
     folder: Path,
     image_size: int | None = None,
     resume: bool = False,
     skip_finished: bool = False,
 ) -> None:
     """Train it, unless it is finished and that is to be skipped, to draw images of image_size, the data's for None."""
+    clip, embedded, held_out, source = data
     train_set, image_embed, captions = embedded.images, embedded.image_embed, embedded.captions
     image_size = image_size or source.image_size
     shown = EmbeddedImages.of(clip, held_out.images.of_different_captions(NUM_SHOWN))

@@ -8,17 +8,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from lesson_17.clip import valid_pairs
 from lesson_17.diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
-from lesson_17.frozen_clip import EmbeddedImages, FrozenCLIP, load_embedded
+from lesson_17.frozen_clip import EmbeddedData, EmbeddedImages, FrozenCLIP, embed
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, start
-from utils.data import DataSource
-from utils.datasets import add_data_flags, data_source
-from utils.machine import Threads
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.machine import Threads, get_device
 from utils.optimizers import make_optimizers
-from utils.plots import plot_metrics, save_matrix
+from utils.plots import plot_metrics, save_grid
 from utils.prompts import data_entry
 from utils.run import Run
-from utils.samples import sample_captions
+from utils.samples import COLUMNS, sample_captions
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
@@ -37,25 +36,17 @@ def main() -> None:
     parser.add_argument("--clip_checkpoint", help="take this CLIP (default: the newest in the output folder)")
     add_data_flags(parser)
     args = parser.parse_args()
-    config, training = parser.configs(args)["prior"]
-    Threads(training.num_threads).choose()  # embedding all images is work, too
+    Threads(args.num_threads or 0).choose()  # embedding all images is work, too
     clip = FrozenCLIP.load(args.clip_checkpoint, args.output_dir)
-    embedded = load_embedded(clip, data_source(args, clip.data), args.data_dir)
-    train(config, training, clip, *embedded, args.output_dir / "prior", args.resume)
+    data = embed(clip, load_images(data_source(args, clip.data), args.data_dir, get_device()))
+    train(*parser.configs(args)["prior"], data, args.output_dir / "prior", args.resume)
 
 
 def train(
-    config: PriorConfig,
-    training: TrainingConfig,
-    clip: FrozenCLIP,
-    embedded: EmbeddedImages,
-    held_out: EmbeddedImages,
-    source: DataSource,
-    folder: Path,
-    resume: bool = False,
-    skip_finished: bool = False,
+    config: PriorConfig, training: TrainingConfig, data: EmbeddedData, folder: Path, resume=False, skip_finished=False
 ) -> None:
     """Train it, unless it is finished and that is to be skipped."""
+    clip, embedded, held_out, source = data
     train_set, captions = embedded.images, embedded.captions
     shown = sample_captions(held_out.images, NUM_SHOWN)
     shown_ids = torch.tensor([held_out.images.captions.index(caption) for caption in shown], device=train_set.device)
@@ -76,26 +67,20 @@ def train(
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
-                    cosines, measured = evaluate(averaged, shown_ids, held_out, training.batch_size)
+                    nearest, measured = evaluate(averaged, shown_ids, held_out, training.batch_size)
                 run.log_held_out(measured)
                 if run.is_main:
-                    title = (
-                        f"step {run.step}: mean cosine of the embeddings drawn for a caption (rows) to those of real "
-                    )
-                    title += f"images; {measured['own_caption_nearest']:.1%} nearest to a valid caption of the same"
-                    columns = [f"images: {caption}" for caption in shown]
-                    save_matrix(cosines, folder / f"sample-{run.step}.png", shown, columns, title)
+                    title = f"step {run.step}: the test images nearest to what is drawn for these captions"
+                    save_grid(nearest, folder / f"sample-{run.step}.png", COLUMNS, shown, title)
                     plot_metrics(folder, "prior")
             if run.is_due(training.save_every):
                 run.save()
 
 
-def evaluate(
-    prior: DiffusionPrior, shown: Tensor, held_out: EmbeddedImages, batch_size: int
-) -> tuple[Tensor, dict[str, float]]:
-    """Where embeddings lie that are drawn for the captions `shown` (S,) of held-out images, NUM_DRAWN for each: their mean
-    cosines with the images of each of these captions, (S, S); how near they are to their own; and, to compare, the mean
-    cosine of these images with each other."""
+def evaluate(prior: DiffusionPrior, shown: Tensor, held_out: EmbeddedImages, batch_size: int) -> tuple[Tensor, dict]:
+    """Where embeddings lie that are drawn for the captions `shown` (S,) of held-out images, NUM_DRAWN for each: the images
+    nearest to the first of each caption, (S, C, H, H); how near they are to captions and images of their own; and, to compare,
+    the mean cosine of these images with each other."""
     every_caption = torch.arange(len(held_out.images.captions), device=shown.device)
     text_embed, _ = held_out.captions[every_caption]
     asked = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)  # (S * NUM_DRAWN,)
@@ -104,15 +89,15 @@ def evaluate(
     with torch.autocast(drawn.device.type, enabled=False):  # bfloat16 cannot tell near captions apart
         means = is_valid[:, shown].T @ held_out.image_embed / is_valid[:, shown].sum(dim=0)[:, None]  # (S, E)
         same = is_valid.T @ is_valid[:, shown] > 0  # (M, S): both are valid for some image
-        nearest = (drawn @ text_embed.T).argmax(dim=1)
-        cosines = (drawn @ means.T).view(len(shown), NUM_DRAWN, -1).mean(dim=1)
+        nearest_caption = (drawn @ text_embed.T).argmax(dim=1)
+        nearest_image = (drawn[::NUM_DRAWN] @ held_out.image_embed.T).argmax(dim=1)
     measured = {
-        "own_caption_nearest": same[nearest, asked].float().mean(),
+        "own_caption_nearest": same[nearest_caption, asked].float().mean(),
         "cosine_to_caption": (drawn * text_embed[shown[asked]]).sum(dim=1).mean(),
         "cosine_to_images": (drawn * means[asked]).sum(dim=1).mean(),
         "cosine_of_images": means.square().sum(dim=1).mean(),  # the mean of all products is that of the means
     }
-    return cosines, {name: value.item() for name, value in measured.items()}
+    return held_out.images.images(nearest_image), {name: value.item() for name, value in measured.items()}
 
 
 if __name__ == "__main__":

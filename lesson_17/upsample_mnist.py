@@ -15,7 +15,7 @@ from utils.data import map_in_chunks
 from utils.drawn_images import read_images
 from utils.machine import Threads, get_device
 from utils.plots import save_grid
-from utils.samples import MODELS_HELP, SeededNoise, write_images
+from utils.samples import SeededNoise, write_images
 
 COLUMNS = 10  # of the grid
 
@@ -23,7 +23,9 @@ COLUMNS = 10  # of the grid
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("folder", type=Path, help="of images and their samples.csv, such as output/dall_e_2_samples")
-    parser.add_argument("--models", metavar="MODELS", help=MODELS_HELP)
+    parser.add_argument(
+        "--models", metavar="MODELS", help="holds the models, each in a folder of its own (default: output)"
+    )
     parser.add_argument("--sampling_steps", type=bounded(int, 1, 1000), default=20, help="of each up-sampler")
     parser.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="as in generate_mnist.py")
     parser.add_argument("--output_dir", type=Path, help="where the images go (default: FOLDER/upsampled)")

@@ -63,30 +63,6 @@ def wrapped(text: str, font, width: int) -> list[str]:
     return [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + ELLIPSIS] if len(lines) > MOST_LINES else lines
 
 
-def save_matrix(matrix: Tensor, path: Path, rows: list[str] | Tensor, columns: list[str], title: str) -> None:
-    """A matrix (R, C) as colored cells with their values; the rows' labels are captions or images (R, C, H, W)."""
-    from matplotlib.figure import Figure
-
-    values = matrix.float().cpu()
-    figure = Figure(figsize=(1.5 + 0.45 * len(columns), 1.5 + 0.3 * len(values)), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(values.numpy(), aspect="auto", cmap="viridis")
-    for i, row in enumerate(values.tolist()):
-        for j, value in enumerate(row):
-            color = "white" if value < (values.min() + values.max()) / 2 else "black"
-            text = axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
-            text.set_in_layout(False)  # measuring hundreds of them takes a second
-    axes.set_xticks(range(len(columns)), columns, rotation=60, fontsize=8)
-    axes.set_yticks(range(len(values)), rows if isinstance(rows, list) else [""] * len(values), fontsize=8)
-    if not isinstance(rows, list):
-        for i, image in enumerate(rows.float().cpu()):
-            thumbnail = axes.inset_axes((-1.6, i - 0.45, 1, 0.9), transform=axes.transData)
-            thumbnail.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
-            thumbnail.set_axis_off()
-    axes.set_title(title, fontsize=9)
-    figure.savefig(path)
-
-
 def plot_metrics(folder: Path, title: str) -> None:
     """The columns of a run's metrics.csv over its steps as loss.png, a panel each: every step faintly, their running mean on
     top."""

