@@ -16,7 +16,7 @@ K image vocabulary, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +44,17 @@ class DallEConfig:
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):
-        sizes = (self.text_seq_len, self.image_vocab_size, self.grid_size, self.dim, self.num_layers, self.num_heads)
-        if min(sizes) < 1 or self.num_layers > 1000 or not 0 <= self.pad_id < self.text_vocab_size:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not (f.name != "pad_id") <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if type(f.default) is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
+        if self.num_layers > 1000 or self.pad_id >= self.text_vocab_size:
+            raise ValueError("num_layers is 1,000 or less, and pad_id less than text_vocab_size.")
+        if self.dim % self.num_heads or self.conv_kernel_size % 2 == 0:
             raise ValueError(
-                f"The sizes {sizes} are 1 or more, num_layers 1,000 or less, pad_id below text_vocab_size."
-            )
-        fractions = (self.dropout, self.caption_dropout, self.token_corruption, self.text_loss_weight)
-        if not all(0 <= fraction <= 1 for fraction in fractions):
-            raise ValueError("dropout, caption_dropout, token_corruption and text_loss_weight are in [0, 1].")
-        if self.dim % self.num_heads or self.conv_kernel_size < 1 or self.conv_kernel_size % 2 == 0:
-            raise ValueError(
-                f"num_heads {self.num_heads} has to divide dim {self.dim}, and conv_kernel_size to be odd."
+                f"num_heads {self.num_heads} does not divide dim {self.dim}, or conv_kernel_size is not odd."
             )
 
     @property

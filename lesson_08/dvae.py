@@ -9,7 +9,7 @@ D codebook width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,12 @@ class DVAEConfig:
     beta: float = 0.1  # weight of the KL term, equation (1); 6.6 in the paper
 
     def __post_init__(self):
-        if min(self.image_size, self.codebook_size, self.codebook_dim) < 1 or self.hidden_dim < 4:
-            raise ValueError("image_size, codebook_size and codebook_dim are 1 or more, and hidden_dim 4 or more.")
-        if not (1 <= self.num_blocks <= 100 and 1 <= self.num_downsamples <= 100 and 0 <= self.beta < math.inf):
-            raise ValueError("num_blocks and num_downsamples are 1 to 100, and beta 0 or more.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        if self.hidden_dim < 4 or max(self.num_blocks, self.num_downsamples) > 100 or not 0 <= self.beta < math.inf:
+            raise ValueError("hidden_dim is 4 or more, num_blocks and num_downsamples 100 or less, and beta 0 or more.")
         if self.image_size % 2**self.num_downsamples:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}, "

@@ -12,7 +12,7 @@ E embedding size, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +42,12 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
-        sizes = (self.image_size, self.patch_size, self.image_width, self.image_layers, self.image_heads)
-        sizes += (self.text_seq_len, self.text_width, self.text_layers, self.text_heads, self.embed_dim)
-        if min(sizes) < 1 or max(self.image_layers, self.text_layers) > 1000:
-            raise ValueError(f"The sizes {sizes} are 1 or more, image_layers and text_layers 1,000 or less.")
-        if not 0 <= self.pad_id < self.text_vocab_size:
-            raise ValueError(f"pad_id {self.pad_id} is not one of {self.text_vocab_size} text ids.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not (f.name != "pad_id") <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        if max(self.image_layers, self.text_layers) > 1000 or self.pad_id >= self.text_vocab_size:
+            raise ValueError("image_layers and text_layers are 1,000 or less, and pad_id less than text_vocab_size.")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size}.")
         if self.image_width % self.image_heads or self.text_width % self.text_heads:

@@ -10,7 +10,7 @@ B batch, C image channels, H image height and width, E size of CLIP's embeddings
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -44,18 +44,19 @@ class DecoderConfig:
     prediction: str = "v"  # eps in the paper; the x_0 that follows from v does not blow up where t is large
 
     def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if type(f.default) is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
-        if self.image_size < 1 or not (0 <= self.image_dropout <= 1 and 0 <= self.caption_dropout <= 1):
-            raise ValueError("image_size is 1 or more, and image_dropout and caption_dropout are in [0, 1].")
-        if not 1 <= self.num_attention_levels <= len(self.width_multipliers):
+        if self.num_attention_levels > len(self.width_multipliers):
             raise ValueError(f"num_attention_levels is 1 to {len(self.width_multipliers)}, the number of levels.")
-        attending = self.width_multipliers[-self.num_attention_levels :]
-        for channels in (self.width * multiplier for multiplier in attending):
-            if self.head_dim < 1 or channels % self.head_dim:
-                raise ValueError(
-                    f"width {self.width} makes {channels} channels, and head_dim {self.head_dim} does not divide them."
-                )
+        for multiplier in self.width_multipliers[-self.num_attention_levels :]:
+            if self.width * multiplier % self.head_dim:
+                raise ValueError(f"head_dim {self.head_dim} does not divide {self.width * multiplier} channels.")
 
 
 DECODER_PRESETS = {

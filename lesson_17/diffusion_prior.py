@@ -8,7 +8,7 @@ B batch, T text tokens, E size of CLIP's embeddings, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from lesson_17.clip import Block
@@ -33,11 +33,17 @@ class PriorConfig:
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            if type(f.default) is float and not 0 <= value <= 1:
+                raise ValueError(f"{f.name} {value} is not in [0, 1].")
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
-        if not 1 <= self.num_layers <= 1000 or not 0 <= self.caption_dropout <= 1:
-            raise ValueError("num_layers is 1 to 1,000, and caption_dropout is in [0, 1].")
-        if self.num_heads < 1 or self.dim < 2 or self.dim % 2 or self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} is odd or does not divide into {self.num_heads} heads.")
+        if self.num_layers > 1000 or self.dim % 2 or self.dim % self.num_heads:
+            raise ValueError(
+                f"dim {self.dim} is odd or does not divide into {self.num_heads} heads, or num_layers > 1000."
+            )
 
 
 PRIOR_PRESETS = {

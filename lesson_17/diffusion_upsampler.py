@@ -10,7 +10,7 @@ up-sampler doubles height and width, where the paper's make four times of them.
 B batch, C image channels, S height and width of the small image, H of the large one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -39,10 +39,10 @@ class UpsamplerConfig:
     prediction: str = "v"  # as the decoder's
 
     def __post_init__(self):
-        if self.small_size < 1 or self.image_size <= self.small_size:
-            raise ValueError(
-                f"small_size {self.small_size} is not 1 or more and less than image_size {self.image_size}."
-            )
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and not 1 <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
 

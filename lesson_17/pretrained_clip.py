@@ -37,8 +37,9 @@ def main() -> None:
 def convert(name: str, text_seq_len: int | None = None) -> dict:
     """A CLIP that transformers loads, and its tokenizer, as a checkpoint of ours, which reads text_seq_len tokens, all
     for None. Raises UserError if there is none, or its layers are others than OpenAI's."""
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel  # here, as it takes seconds
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, logging  # here, as it takes seconds
 
+    logging.disable_progress_bar()
     say(f"Loading the pretrained CLIP {name} ...")
     try:
         theirs = CLIPModel.from_pretrained(name, dtype=torch.float32).eval()

@@ -16,7 +16,7 @@ from lesson_17.diffusion_decoder import (
 )
 from lesson_17.frozen_clip import EmbeddedData, EmbeddedImages, FrozenCLIP, embed
 from torch import Tensor
-from utils.cli import ROOT, TrainingParser, bounded, start
+from utils.cli import ROOT, TrainingParser, UserError, bounded, start
 from utils.data import map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device
@@ -63,6 +63,8 @@ def train(
     clip, embedded, held_out, source = data
     train_set, image_embed, captions = embedded.images, embedded.image_embed, embedded.captions
     image_size = image_size or source.image_size
+    if image_size > source.image_size:
+        raise UserError(f"--decoder_image_size {image_size} is larger than the images, {source.image_size} pixels.")
     shown = EmbeddedImages.of(clip, held_out.images.of_different_captions(NUM_SHOWN))
     shown_images = shrink(shown.images.images(), image_size)
     shown_captions = [shown.images.captions[i] for i in shown.images.caption_ids[:, 0]]

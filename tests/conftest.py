@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from scripts import ROOT, TINY, succeeds
 from stages import STAGES
 
-from utils.data import DataSource, load_images
-from utils.scoring import load_scorer
+from utils.data import DataSource
+from utils.datasets import load_images
 
 torch.set_num_threads(1)
 quick = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -38,9 +38,3 @@ def earlier_stages(tmp_path_factory):
 def digits():
     """5,000 digits to train and to test on."""
     return load_images(DataSource("mnist_5k"), ROOT, "cpu")[:2]
-
-
-@pytest.fixture(scope="session")
-def scorer():
-    """What reads digits."""
-    return load_scorer("cpu")

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from lesson_08.muon import Muon
 from utils.cli import start
+from utils.optimizers import Muon
 from utils.run import Run
 from utils.training import TrainingConfig, build_model
 
@@ -29,9 +29,6 @@ class Line(nn.Module):
         self.config = config
         self.layer = nn.Linear(config.width, config.width)
 
-    def init_weights(self, module):
-        pass
-
     def forward(self, x):
         return (self.layer(x + torch.randn_like(x)) - 2 * x).square().mean()
 
@@ -39,8 +36,10 @@ class Line(nn.Module):
 def make_line(total=12, muon=True, **numbers):
     """The model, its optimizers, and its TrainingConfig."""
     numbers = {"warmup_steps": 2, "ema_decay": 0.9, "save_every": 7, "sample_every": 5, "seed": 3, **numbers}
-    training = TrainingConfig(total, 4, 0.1, mixed_precision="no", num_threads=1, **numbers)
-    model = build_model(Line, LineConfig(), training)
+    numbers = {"batch_size": 4, "learning_rate": 0.1, **numbers}
+    width = numbers.pop("width", 3)
+    training = TrainingConfig(total, mixed_precision="no", num_threads=1, **numbers)
+    model = build_model(Line, LineConfig(width), training)
     if not muon:
         return model, [torch.optim.AdamW(model.parameters(), weight_decay=0.0)], training
     return model, [Muon([model.layer.weight], 0.1), torch.optim.AdamW([model.layer.bias])], training
@@ -50,16 +49,16 @@ def points():
     return torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 
 
-def fit_line(folder, resume=False, seconds=0.0, at_step=None, total=12, **numbers):
+def fit_line(folder, resume=False, seconds=0.0, at_step=None, total=12, origin=None, num_images=20, **numbers):
     """Train it, a step taking so many `seconds`; at_step(step, run) is called before each. Returns the last checkpoint."""
     model, optimizers, training = make_line(total, **numbers)
-    x = points()
-    with Run("line", model, optimizers, training, Path(folder), bool(resume)) as frame:
-        for step, index in frame.steps(len(x)):
+    x, origin = points()[:num_images, : model.config.width], origin or {}
+    with Run("line", model, optimizers, training, Path(folder), **origin) as frame:
+        for step, index in frame.steps(len(x), bool(resume)):
             if at_step is not None:
                 at_step(step, frame)
             time.sleep(seconds)
-            frame.update(frame.model(x[index]))
+            frame.update(model(x[index]))
             if frame.is_due(training.sample_every):
                 with frame.evaluation() as averaged:
                     held_out = averaged(x).item()

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--preset", "cpu", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
+TINY = ["--preset", "small", "--dataset", "mnist_5k", "--batch_size", "8", "--mixed_precision", "no"]
 
 
 def script(name, *arguments, cwd=ROOT, num_processes=1):
@@ -61,8 +61,6 @@ def called(path, arguments, cwd):
     """A script run as __main__ by this process: what it was called with, its exit code, and what it printed."""
     stdout, stderr, returncode = io.StringIO(), io.StringIO(), 0
     before = sys.argv, sys.path[:], os.getcwd()
-    for module in [m for m in sys.modules if m.endswith("_mnist") or m == "train_dvae"]:  # both lessons have some
-        del sys.modules[module]
     try:
         sys.argv, sys.path[:0] = [str(path), *arguments], [str(path.parent)]
         os.chdir(cwd)

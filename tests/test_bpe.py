@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 import torch
-from bpe import BPE_DROPOUT, MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from utils.digits import DIGIT_CAPTIONS
+from utils.bpe import BPE_DROPOUT, MOST_TOKENS, PAD_ID, CaptionTable, Tokenizer
+from utils.datasets.mnist import DIGIT_CAPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,12 @@
 import math
 from unittest import mock
 
-import dvae
 import pytest
 import torch
-from dvae import (
+from torch.nn import functional as F
+
+from lesson_08 import dvae
+from lesson_08.dvae import (
     DVAE_PRESETS,
     DiscreteVAE,
     DVAEConfig,
@@ -18,8 +20,6 @@ from dvae import (
     tau_schedule,
     unmap_pixels,
 )
-from layout import assert_laid_out_and_filled
-from torch.nn import functional as F
 
 SMALL = dict(codebook_size=16, codebook_dim=8, hidden_dim=8)
 
@@ -190,11 +190,6 @@ def test_sizes_out_of_range_are_refused(name, size):
         DVAEConfig(**{name: size})
     with pytest.raises(ValueError):
         DVAEConfig(num_downsamples=-1)
-
-
-def test_it_is_laid_out_without_memory_and_filled_part_by_part(model):
-    assert_laid_out_and_filled(DiscreteVAE, model.config)
-    assert not list(model.buffers())
 
 
 def test_paper_preset_has_the_released_models_sizes():

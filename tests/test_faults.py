@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from line import fit_line
-from scripts import TINY, Forked, refused, script, succeeds
+from scripts import TINY, Forked, refused, succeeds
 from stages import STAGES, folder_of
 
 from utils.checkpoints import load_checkpoint, newest_checkpoint
@@ -185,23 +185,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
     def poison(step, run):
         if step == 9:
-            torch.nn.init.constant_(run.module.layer.weight, bad)
+            torch.nn.init.constant_(run.model.layer.weight, bad)
 
     with pytest.raises(UserError, match=r"at step 10, with a learning rate of 0\.0"):
         fit_line(tmp_path, total=40, at_step=poison)
     assert [path.name for path in tmp_path.glob("*.pt")] == ["line-7.pt"]
     with open(tmp_path / "metrics.csv") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 10))
-
-
-def test_the_newest_checkpoints_and_the_milestones_are_kept(tmp_path):
-    fit_line(tmp_path, total=40, save_every=4, keep_newest=2, milestone_every=16)
-    steps = {int(path.stem.split("-")[1]) for path in tmp_path.glob("*.pt")}
-    assert steps == {16, 32, 36, 40}
-
-
-def test_the_flags_for_keeping_are_there(tmp_path):
-    output = ("--num_training_steps", 3, "--save_every", 1, "--keep_newest", 1, "--output_dir", tmp_path)
-    succeeds(*STAGES["dvae"], *TINY, *output)
-    assert [path.name for path in tmp_path.glob("*.pt")] == ["dvae-3.pt"]
-    refused(script(*STAGES["dvae"], "--keep_newest", -1), "keep_newest")

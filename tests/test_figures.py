@@ -13,8 +13,8 @@ ANYWHERE = {
 }
 WITH_MNIST = {
     "lesson_08/completion": (
-        "lesson_08/generate_mnist.py",
-        "--complete_rows",
+        "lesson_08/complete_mnist.py",
+        "--rows",
         3,
         "--prompts",
         "3",

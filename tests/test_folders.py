@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from scripts import TINY, read_image, refused, script, succeeds
 
-import utils.folders
+import utils.datasets.own_images
 from utils.cli import UserError
-from utils.data import DataSource, load_images
-from utils.folders import to_pixels
+from utils.data import DataSource
+from utils.datasets import load_images
+from utils.datasets.own_images import to_pixels
 
 RED = (255, 0, 0)
 
@@ -136,7 +137,7 @@ def test_a_folder_without_captions_is_told_where_to_put_them(tmp_path):
 def test_images_larger_than_the_memory_stay_on_the_disk(folder, tmp_path, monkeypatch, capsys):
     whole, _, _ = load(folder, tmp_path)
     assert "stay in" not in capsys.readouterr().out
-    monkeypatch.setattr(utils.folders, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(utils.datasets, "free_memory", lambda device: 1000)
     mapped, test_set, _ = load(folder, tmp_path)
     assert "stay in" in capsys.readouterr().out
     index = torch.tensor([3, 0, 3])
@@ -225,7 +226,7 @@ def trained(tmp_path_factory):
         put(folder / f"images/{i}.png", (10 * i, 0, 0))
         (folder / f"images/{i}.txt").write_text(CAPTIONS[i % 4] + (f" {i}" if i % 4 < 3 else ""), encoding="utf-8")
     data = ("--dataset", folder / "images", "--data_dir", folder / "data", "--mixed_precision", "no", "--batch_size", 8)
-    few = (*data, "--preset", "cpu", "--num_training_steps", 2)
+    few = (*data, "--preset", "small", "--num_training_steps", 2)
     tiny = ("--hidden_dim", 8, "--codebook_size", 16, "--output_dir", folder / "dvae")
     succeeds("lesson_08/train_dvae.py", *few, *tiny)
     tiny = ("--dim", 16, "--num_layers", 1, "--output_dir", folder / "dall_e")
@@ -264,7 +265,7 @@ def test_own_images_are_evaluated_without_a_scorer(trained, lesson, tmp_path):
 
 def test_own_images_are_completed_and_edited(trained, tmp_path):
     data = ("--data_dir", trained / "data", "--output_dir", tmp_path)
-    succeeds("lesson_08/generate_mnist.py", *models(trained, "lesson_08"), *data, "--complete_rows", 3)
+    succeeds("lesson_08/complete_mnist.py", *models(trained, "lesson_08"), *data, "--rows", 3)
     edit = ("lesson_17/edit_mnist.py", "interpolation", *models(trained, "lesson_17"), *data, "--sampling_steps", 5)
     refused(script(*edit, "--prompts", "no such caption", "nor this"), "No test image has the caption")
     succeeds("lesson_17/edit_mnist.py", "variations", *models(trained, "lesson_17"), *data, "--sampling_steps", 5)
@@ -272,15 +273,19 @@ def test_own_images_are_completed_and_edited(trained, tmp_path):
 
 def test_own_images_come_to_their_size_by_several_up_samplers(trained, tmp_path):
     data = ("--dataset", trained / "images", "--data_dir", trained / "data", "--image_size", 32, "--batch_size", 8)
-    few = ("--preset", "cpu", "--num_training_steps", 1, "--mixed_precision", "no", "--text_seq_len", 9)
+    few = (*data, "--num_training_steps", 1, "--mixed_precision", "no", "--output_dir", tmp_path)
     sizes = ("--patch_size", 16, "--image_width", 16, "--embed_dim", 8, "--dim", 16, "--width", 8, "--head_dim", 8)
-    train = ("lesson_17/train_mnist.py", *data, *few, *sizes, "--num_layers", 1, "--output_dir", tmp_path)
-    succeeds(*train, "--decoder_image_size", 8)
-    assert {path.name for path in tmp_path.iterdir()} == {"clip", "prior", "decoder", "upsampler_16", "upsampler_32"}
-    succeeds(
-        "lesson_17/generate_mnist.py", "--models", tmp_path, "--prompts", "a cat", "--output_dir", tmp_path / "drawn"
-    )
-    assert read_image(tmp_path / "drawn/0000-a-cat.png").shape == (3, 32, 32)
+    succeeds("lesson_17/train_mnist.py", *few, *sizes, "--text_seq_len", 9, "--decoder_image_size", 8)
+    refused(script("lesson_17/train_decoder.py", *few, "--decoder_image_size", 64), "larger than the images")
+    of_decoder = few[4:]  # the images that the decoder learned from, without naming them
+    for size in (16, 32):
+        succeeds("lesson_17/train_upsampler.py", *of_decoder, "--width", 8, "--upsampled_size", size)
+    refused(script("lesson_17/train_upsampler.py", *of_decoder, "--upsampled_size", 64), "larger than the images'")
+    drawn = tmp_path / "drawn"
+    succeeds("lesson_17/generate_mnist.py", "--models", tmp_path, "--prompts", "a cat", "--output_dir", drawn)
+    assert read_image(drawn / "0000-a-cat.png").shape == (3, 8, 8)
+    succeeds("lesson_17/upsample_mnist.py", drawn, "--models", tmp_path, "--sampling_steps", 2)
+    assert read_image(drawn / "upsampled/0000-a-cat.png").shape == (3, 32, 32)
 
 
 def test_a_batch_may_be_larger_than_the_folder(folder, tmp_path):

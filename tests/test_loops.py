@@ -1,27 +1,25 @@
 """What the loops of the six trainings hand to their models, step by step, and how their optimizers share the weights."""
 
 import math
-import runpy
 
 import pytest
 import torch
-from bpe import Tokenizer
-from clip import CLIP, CLIPConfig
-from dall_e import DallE, DallEConfig
-from diffusion import Diffusion
-from diffusion_decoder import Decoder
-from diffusion_prior import DiffusionPrior
-from diffusion_upsampler import Upsampler, corrupt, shrink
-from dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
-from frozen_clip import FrozenCLIP
-from optimizers import make_optimizers
 from scripts import ROOT, TINY, succeeds
 from stages import STAGES
 
+from lesson_08.dall_e import DallE, DallEConfig
+from lesson_08.dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
+from lesson_17.clip import CLIP, CLIPConfig
+from lesson_17.diffusion import Diffusion
+from lesson_17.diffusion_decoder import Decoder, shrink
+from lesson_17.diffusion_prior import DiffusionPrior
+from lesson_17.frozen_clip import FrozenCLIP
+from utils.bpe import Tokenizer
 from utils.checkpoints import load_checkpoint, load_model
-from utils.data import DataSource, load_images
-from utils.digits import DIGIT_CAPTIONS
-from utils.scoring import digits_of
+from utils.data import DataSource
+from utils.datasets import load_images
+from utils.datasets.mnist import DIGIT_CAPTIONS
+from utils.optimizers import make_optimizers
 from utils.training import TrainingConfig, batch_index
 
 STEPS, BATCH = 12, 8
@@ -34,7 +32,10 @@ def train_set():
 
 def batches(train_set):
     """Images and labels of each step, as the order of the images has them."""
-    index, labels = [batch_index(step, len(train_set), BATCH, seed=0) for step in range(STEPS)], digits_of(train_set)
+    index, labels = (
+        [batch_index(step, len(train_set), BATCH, seed=0) for step in range(STEPS)],
+        train_set.caption_ids[:, 0],
+    )
     return [(train_set.images(i), labels[i]) for i in index]
 
 
@@ -92,14 +93,13 @@ def test_dall_e_sees_each_images_tokens_with_its_caption(handed_over, train_set,
 def test_clip_sees_each_image_with_its_caption_and_its_scale_stays_limited(
     handed_over, train_set, monkeypatch, tmp_path
 ):
-    init_weights = CLIP.init_weights
+    init = CLIP.__init__
 
-    def high(self, module):
-        init_weights(self, module)
-        if module is self:
-            torch.nn.init.constant_(self.logit_scale, 10.0)
+    def high(self, config):
+        init(self, config)
+        torch.nn.init.constant_(self.logit_scale, 10.0)
 
-    monkeypatch.setattr(CLIP, "init_weights", high)
+    monkeypatch.setattr(CLIP, "__init__", high)
     for (images, text_tokens, caption, caption_ids), (expected, labels) in zip(
         handed_over("clip", CLIP), batches(train_set)
     ):
@@ -112,7 +112,7 @@ def test_clip_sees_each_image_with_its_caption_and_its_scale_stays_limited(
 
 
 def frozen_clip(earlier_stages):
-    return FrozenCLIP.load(None, str(earlier_stages["prior"][1]), "cpu")
+    return FrozenCLIP.load(str(earlier_stages["prior"][1]))
 
 
 def nearest_prompts(encodings, table):
@@ -129,7 +129,7 @@ def noised(monkeypatch):
 
     def spy(self, x_0, t, eps):
         x_t = q_sample(self, x_0, t, eps)
-        if len(x_0) == BATCH:  # held-out batches are larger
+        if torch.is_grad_enabled():  # and not of held-out images
             steps.append((x_0, t, eps, x_t))
         return x_t
 
@@ -173,25 +173,6 @@ def test_a_decoder_of_smaller_images_learns_them(handed_over, noised, train_set)
         torch.testing.assert_close(x_0, 2 * shrink(images, 14) - 1)
 
 
-def test_the_up_sampler_sees_each_image_with_itself_made_small_blurred_and_noised(
-    handed_over, noised, train_set, monkeypatch
-):
-    given, made = [], []
-
-    def spy(small):
-        given.append(small)
-        made.append(corrupt(small))
-        return made[-1]
-
-    monkeypatch.setattr("train_upsampler.corrupt", spy)
-    calls = handed_over("upsampler_28", Upsampler, "--num_timesteps", 3)
-    assert_timesteps_and_noise(noised)
-    for i, (x_0, t, _, x_t), (images, _) in zip(range(STEPS), noised, batches(train_set)):
-        torch.testing.assert_close(x_0, 2 * images - 1)
-        torch.testing.assert_close(given[i], shrink(images, 14))
-        assert all(map(torch.equal, calls[i], (x_t, t, made[i])))
-
-
 def assert_shared_out(model, optimizers, by_muon):
     """Muon trains the parameters of these names and AdamW all others, once each; decay is for what has two dimensions."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -212,13 +193,22 @@ def test_muon_trains_the_matrices_of_dall_es_blocks_and_nothing_else():
     model = DallE(DallEConfig(dim=16, num_layers=2))
     layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
     matrices = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
-    optimizers = runpy.run_path(str(ROOT / "lesson_08/train_mnist.py"))["make_optimizers"](model, TRAINING)
-    assert_shared_out(model, optimizers, matrices)
+    assert_shared_out(model, make_optimizers(model, TRAINING, model.blocks), matrices)
 
 
 def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else():
     model = CLIP(CLIPConfig(image_width=16, image_layers=1, text_width=16, text_layers=1))
     layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
     matrices = [f"{encoder}_encoder.blocks.0.{layer}.weight" for encoder in ("image", "text") for layer in layers]
-    blocks = [model.image_encoder.blocks, model.text_encoder.blocks]
-    assert_shared_out(model, make_optimizers(model, blocks, TRAINING), matrices)
+    blocks = [*model.image_encoder.blocks, *model.text_encoder.blocks]
+    assert_shared_out(model, make_optimizers(model, TRAINING, blocks), matrices)
+
+
+def test_what_has_no_blocks_is_trained_by_adamw_and_numbers_without_dimension_too():
+    model = DiscreteVAE(DVAEConfig(hidden_dim=8, codebook_size=16))
+    model.scale = torch.nn.Parameter(torch.tensor(1.0))
+    (adamw,) = make_optimizers(model, TRAINING)
+    trained = [p for group in adamw.param_groups for p in group["params"]]
+    assert len(trained) == len(list(model.parameters())) and any(p is model.scale for p in trained)
+    for group in adamw.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] == 0.3) for p in group["params"])

@@ -16,8 +16,7 @@ from scripts import ROOT, refused
 
 pytest.importorskip("gradio", reason="no gradio here")
 
-from dall_e import filtered_probs
-
+from lesson_08.dall_e import filtered_probs
 from lesson_08.generate_mnist import DEFAULT_SAMPLING, Pipeline
 from lesson_08.playground import SLIDERS, Playground
 from utils.cli import UserError

@@ -1,9 +1,8 @@
-"""Several processes: the gradient of the whole batch, the same weights in all, shards, checkpoints that any number of
-processes goes on from, one death that ends all."""
+"""Several processes: the gradient of the whole batch, the same weights in all, checkpoints that any number of processes goes
+on from, one death that ends all."""
 
 import csv
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,12 +10,12 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from clip import CLIP, CLIPConfig, contrastive_loss
 from line import make_line, points
 from scripts import ROOT, TINY, in_processes, succeeds
 from stages import STAGES, folder_of
 
-from utils.checkpoints import load_checkpoint, newest_checkpoint
+from lesson_17.clip import CLIP, CLIPConfig, contrastive_loss
+from utils.checkpoints import load_checkpoint
 from utils.machine import processes
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -42,7 +41,7 @@ model, optimizers, training = make_line(total=1, muon=False, max_grad_norm=1e9)
 model.forward = lambda x: (model.layer(x) - 2 * x).square().mean()
 with Run("line", model, optimizers, training, folder) as run:
     for step, index in run.steps(20):
-        run.update(run.model(points()[index]))
+        run.update(model(points()[index]))
         torch.save({"index": index, "model": model.state_dict()}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
@@ -70,8 +69,8 @@ noise = []
 with Run("line", model, optimizers, training, folder) as run:
     for step, index in run.steps(20):
         noise.append(torch.randn(2))
-        run.update(run.model(points()[index]))
-torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": run.ema}, f"{folder}/{rank}.pt")
+        run.update(model(points()[index]))
+torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": dict(run.averaged.module.named_parameters())}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -84,15 +83,17 @@ torch.save({"noise": torch.stack(noise), "model": model.state_dict(), "ema": run
 def test_clips_loss_of_two_processes_is_that_of_the_whole_batch(tmp_path):
     """And so is its gradient, averaged over the processes."""
     program = """
-from clip import CLIP, CLIPConfig
+from lesson_17.clip import CLIP, CLIPConfig
+from utils.training import average_gradients
 torch.manual_seed(0)
-model = torch.nn.parallel.DistributedDataParallel(CLIP(CLIPConfig(image_layers=1, text_layers=1)))
+model = CLIP(CLIPConfig(image_layers=1, text_layers=1))
 images, tokens, meanings = torch.rand(8, 1, 28, 28), torch.randint(1, 20, (8, 7)), torch.randint(3, (8,))
 tokens[:, -1] = 0
 half = slice(4 * rank, 4 * rank + 4)
 loss, _ = model(images[half], tokens[half], meanings[half], meanings[half, None])
 loss.backward()
-torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.module.named_parameters()}}, f"{folder}/{rank}.pt")
+average_gradients(model)
+torch.save({"loss": loss.detach(), "gradients": {n: p.grad for n, p in model.named_parameters()}}, f"{folder}/{rank}.pt")
 """
     in_two_processes(program, tmp_path)
     torch.manual_seed(0)
@@ -128,40 +129,15 @@ def test_every_stage_trains_in_two_processes(name, earlier_stages, tmp_path):
     assert (folder / "sample-3.png").exists() and load_checkpoint(folder / f"{name}-3.pt", name)["step"] == 3
 
 
-@pytest.mark.parametrize("name", ["dall_e", "decoder"])
-def test_shards_have_the_losses_and_weights_of_whole_models(name, earlier_stages, tmp_path):
-    """Two processes that hold all weights each, and two that hold a part each, from the same start with the same noise."""
-    folders = []
-    for flags in ((), ("--shard",)):
-        folders.append(folder_of(name, tmp_path / f"run {len(folders)}"))
-        steps = ("--num_training_steps", 3, "--sample_every", 3, *flags)
-        train(name, tmp_path / f"run {len(folders) - 1}", earlier_stages, *steps, num_processes=2)
-    (losses, other_losses), (one, other) = (
-        ([row["loss"] for row in rows_of(folder)] for folder in folders),
-        (load_checkpoint(folder / f"{name}-3.pt", name) for folder in folders),
-    )
-    assert losses == pytest.approx(other_losses, rel=2e-5)
-    assert one["held_out"] == pytest.approx(other["held_out"], rel=1e-3)
-    for part in ("model", "ema"):
-        for key, tensor in one[part].items():
-            torch.testing.assert_close(other[part][key], tensor, rtol=1e-2, atol=1e-4)
-    for ours, theirs in zip(one["optimizers"], other["optimizers"]):
-        shapes = [[{k: v.shape for k, v in s.items()} for s in o["state"].values()] for o in (ours, theirs)]
-        assert shapes[0] == shapes[1]
-
-
-@pytest.mark.parametrize("name, first, then", [("dall_e", "one", "shards"), ("decoder", "shards", "one")])
-def test_any_processes_go_on_from_any_others(name, first, then, earlier_stages, tmp_path):
-    """Begun by one process and gone on with by two that share the weights, and the reverse."""
-    runs = {"one": {}, "shards": {"num_processes": 2}}
-    flags = {"one": (), "shards": ("--shard",)}
+@pytest.mark.parametrize("name, first, then", [("dall_e", 1, 2), ("decoder", 2, 1)])
+def test_any_number_of_processes_goes_on_from_any_other(name, first, then, earlier_stages, tmp_path):
     begin = ("--num_training_steps", 5, "--sample_every", 5)
-    train(name, tmp_path / "first", earlier_stages, *begin, *flags[first], **runs[first])
+    train(name, tmp_path / "first", earlier_stages, *begin, num_processes=first)
     begun, folder = folder_of(name, tmp_path / "first"), folder_of(name, tmp_path / "then")
     folder.mkdir(parents=True)
     for file in (f"{name}-3.pt", "metrics.csv"):
         shutil.copy(begun / file, folder)
-    result = train(name, tmp_path / "then", earlier_stages, *begin, *flags[then], "--resume", **runs[then])
+    result = train(name, tmp_path / "then", earlier_stages, *begin, "--resume", num_processes=then)
     assert "Resuming from" in result.stdout
     assert [row["step"] for row in rows_of(folder)] == list(range(1, 6))
     ends = [load_checkpoint(path / f"{name}-5.pt", name) for path in (begun, folder)]
@@ -169,25 +145,23 @@ def test_any_processes_go_on_from_any_others(name, first, then, earlier_stages, 
         assert ends[1]["model"][key].shape == tensor.shape and torch.isfinite(ends[1]["model"][key]).all()
 
 
-def test_each_process_of_a_sharded_model_holds_half(tmp_path):
+def test_processes_with_other_data_and_batches_that_do_not_divide_are_refused(tmp_path):
     program = """
-from dall_e import DallE, DallEConfig
-from utils.training import TrainingConfig, build_model
-model = build_model(DallE, DallEConfig(dim=32, num_layers=2), TrainingConfig(1, 2, 0.1, shard=True))
-held, whole = (sum(f(p).numel() for p in model.parameters()) for f in (lambda p: p.to_local(), lambda p: p.full_tensor()))
-assert held < 0.51 * whole, (held, whole)
-torch.manual_seed(0)
-torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{folder}/{rank}.pt")
+from line import make_line
+from utils.machine import UserError
+from utils.run import Run
+for case, (numbers, num_images) in {"data": ({}, 20 + rank), "batch": ({"batch_size": 5}, 20)}.items():
+    model, optimizers, training = make_line(total=1, **numbers)
+    try:
+        with Run("line", model, optimizers, training, folder) as run:
+            next(run.steps(num_images))
+    except UserError as error:
+        open(f"{folder}/{case}-{rank}", "w").write(str(error))
 """
     in_two_processes(program, tmp_path)
-    from dall_e import DallE, DallEConfig
-
-    from utils.training import TrainingConfig, build_model
-
-    alone = build_model(DallE, DallEConfig(dim=32, num_layers=2), TrainingConfig(1, 2, 0.1))
-    sharded = torch.load(tmp_path / "0.pt")
-    for name, parameter in alone.named_parameters():
-        assert torch.equal(sharded[name], parameter), name
+    for rank in range(2):
+        assert "different data" in (tmp_path / f"data-{rank}").read_text()
+        assert "--batch_size 5 does not divide among 2 processes" in (tmp_path / f"batch-{rank}").read_text()
 
 
 def test_torchrun_starts_two_processes(tmp_path):
@@ -206,11 +180,11 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 import torch
-from torch import nn
+from torch.distributed.nn.functional import all_gather
 from utils.machine import processes
 
 def main():
-    nn.parallel.DistributedDataParallel(nn.Linear(1, 1))(torch.ones(1, 1)).sum().backward()
+    all_gather(torch.ones(1, requires_grad=True))[0].sum().backward()
 
 def threads():
     return {{path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}}
@@ -222,23 +196,6 @@ assert not any("gloo" in name for name in threads()), threads()
 """)
     result = subprocess.run([*TORCHRUN, tmp_path / "program.py"], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-
-
-def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
-    process = subprocess.Popen(
-        [*TORCHRUN, ROOT / "tests/line.py", tmp_path, "total=10000", "seconds=0.01"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (tmp_path / "line-7.pt").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    stdout, _ = process.communicate(timeout=60)
-    step = load_checkpoint(newest_checkpoint(tmp_path, "line"), "line")["step"]
-    assert step % 10 == 0 and f"Stopped at step {step}" in stdout
-    assert not (tmp_path / ".running").exists()
 
 
 def test_a_process_that_dies_ends_the_run(tmp_path):

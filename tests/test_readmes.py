@@ -8,14 +8,14 @@ import sys
 from dataclasses import fields
 
 import pytest
-from clip import CLIP_PRESETS
-from dall_e import DALL_E_PRESETS
-from diffusion_decoder import DECODER_PRESETS
-from diffusion_prior import PRIOR_PRESETS
-from diffusion_upsampler import UPSAMPLER_PRESETS
-from dvae import DVAE_PRESETS
 from scripts import ROOT
 
+from lesson_08.dall_e import DALL_E_PRESETS
+from lesson_08.dvae import DVAE_PRESETS
+from lesson_17.clip import CLIP_PRESETS
+from lesson_17.diffusion_decoder import DECODER_PRESETS
+from lesson_17.diffusion_prior import PRIOR_PRESETS
+from lesson_17.diffusion_upsampler import UPSAMPLER_PRESETS
 from utils.cli import ArgumentParser
 
 READMES = [
@@ -171,7 +171,7 @@ def test_numbers_are_those_of_the_presets(lesson):
     assert len(rows) > 10
     for name, *told in [row[:4] for row in rows]:
         kind, field = name.strip("`").split(".")
-        of_model = field in {f.name for f in fields(MODELS[kind]["cpu"])}
+        of_model = field in {f.name for f in fields(MODELS[kind]["small"])}
         presets = MODELS[kind] if of_model else trainings[kind]
         values = [str(getattr(presets[preset], field)) for preset in ("paper", "cpu", "gpu")]
         assert [text.replace(",", "") for text in told] == [v.strip("()").replace(",", "") for v in values], name

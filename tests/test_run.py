@@ -8,7 +8,6 @@ from unittest import mock
 import pytest
 import torch
 from line import Line, LineConfig, fit_line, make_line, points
-from muon import Muon, orthogonalized
 from torch import nn
 
 import utils.training
@@ -22,7 +21,10 @@ from utils.checkpoints import (
     save_checkpoint,
 )
 from utils.cli import UserError
+from utils.optimizers import Muon, orthogonalized
+from utils.plots import plot_metrics
 from utils.run import Run
+from utils.tables import read_numbers
 from utils.training import TrainingConfig, batch_index, build_model, scheduled_rate
 
 CONFIG = TrainingConfig(100, 4, 0.1, warmup_steps=9)
@@ -80,16 +82,15 @@ def test_evaluation_has_the_averaged_weights_and_gives_the_others_back(tmp_path)
 
     def look(step, run):
         if step == 8:
-            assert run.module.training
-            before = {name: p.detach().clone() for name, p in run.module.named_parameters()}
-            averages = {name: average.clone() for name, average in run.ema.items()}
+            assert run.model.training
+            before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
             with run.evaluation() as averaged:
                 assert not averaged.training and not torch.is_grad_enabled()
                 for name, p in averaged.named_parameters():
-                    assert torch.equal(p, averages[name]) and not torch.equal(p, before[name])
-            assert run.module.training and torch.is_grad_enabled()
-            for name, p in run.module.named_parameters():
-                assert torch.equal(p, before[name]) and torch.equal(run.ema[name], averages[name])
+                    assert torch.equal(p, run.averaged.module.get_parameter(name)) and not torch.equal(p, before[name])
+            assert run.model.training and torch.is_grad_enabled()
+            for name, p in run.model.named_parameters():
+                assert torch.equal(p, before[name])
             seen["it"] = True
 
     fit_line(tmp_path, at_step=look)
@@ -97,7 +98,7 @@ def test_evaluation_has_the_averaged_weights_and_gives_the_others_back(tmp_path)
 
 
 def test_a_model_in_training_is_in_training_mode_at_every_step(tmp_path):
-    fit_line(tmp_path, sample_every=2, at_step=lambda step, run: run.module.training or pytest.fail("evaluation mode"))
+    fit_line(tmp_path, sample_every=2, at_step=lambda step, run: run.model.training or pytest.fail("evaluation mode"))
 
 
 def test_each_step_has_noise_of_its_own_and_evaluations_all_the_same(tmp_path):
@@ -135,22 +136,108 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path):
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 13))
 
 
-def test_what_cannot_be_resumed_is_refused(tmp_path):
+def test_a_run_goes_on_with_its_own_seed_and_keeps_it(tmp_path):
+    fit_line(tmp_path)
+    checkpoint = load_checkpoint(fit_line(tmp_path, resume=True, total=20, seed=99), "line")
+    assert checkpoint["training"]["seed"] == 3
+
+
+OTHERWISE = {
+    "batch_size was '4' and is '5'": {"batch_size": 5},
+    "weight_decay was": {"weight_decay": 0.5},
+    "learning_rate was": {"learning_rate": 0.2},
+    "ema_decay was": {"ema_decay": 0.0},
+    "max_grad_norm was": {"max_grad_norm": 0.5},
+    "number of images was '20' and is '19'": {"num_images": 19},
+    "width was": {"width": 4},
+    "tokenizer was": {"origin": {"tokenizer": "another"}},
+    "examples of the data was": {"origin": {"data": {"examples": ["edited"]}}},
+    "the dvae it learned from was": {"origin": {"sources": {"dvae": {"fingerprint": "another"}}}},
+}
+
+
+@pytest.mark.parametrize("said", OTHERWISE)
+def test_a_run_is_not_gone_on_with_otherwise(said, tmp_path):
+    origin = {"data": {"examples": ["as it was"]}, "tokenizer": "one", "sources": {"dvae": {"fingerprint": "one"}}}
+    fit_line(tmp_path, origin=origin)
+    change = OTHERWISE[said]
+    change = {**change, "origin": origin | change.get("origin", {})}
+    before = (tmp_path / "line-12.pt").read_bytes(), (tmp_path / "metrics.csv").read_text()
+    with pytest.raises(UserError, match=f"trained otherwise: {said}"):
+        fit_line(tmp_path, resume=True, total=20, **change)
+    assert before == ((tmp_path / "line-12.pt").read_bytes(), (tmp_path / "metrics.csv").read_text())
+
+
+def test_what_is_finished_is_not_gone_on_with_and_other_optimizers_neither(tmp_path):
     fit_line(tmp_path)
     with pytest.raises(UserError, match="at step 12 already"):
         fit_line(tmp_path, resume=True)
-    for change in ({"ema_decay": 0.0}, {"muon": False}):
-        with pytest.raises(UserError, match="other sizes, settings"):
-            fit_line(tmp_path, resume=True, total=20, **change)
-    model, optimizers, training = make_line(20)
-    sources = {"sources": {"line": {"fingerprint": "of another"}}}
-    checkpoint = load_checkpoint(tmp_path / "line-12.pt", "line")
-    save_checkpoint(tmp_path / "line-12.pt", {**checkpoint, "sources": {"line": {"fingerprint": "of one"}}})
+    with pytest.raises(ValueError):
+        fit_line(tmp_path, resume=True, total=20, muon=False)
+    fit_line(tmp_path, resume=True, total=20, save_every=3, sample_every=6)
+
+
+def test_finished_is_the_last_checkpoint_of_just_this_training(tmp_path):
+    def is_finished(total=12, num_images=20, **numbers):
+        model, optimizers, training = make_line(total, **numbers)
+        return Run("line", model, optimizers, training, tmp_path).is_finished(num_images)
+
+    assert not is_finished()
+    fit_line(tmp_path)
+    assert is_finished() and is_finished(save_every=2, seed=5)
+    assert not is_finished(total=20) and not is_finished(batch_size=5) and not is_finished(width=4)
+    assert not is_finished(num_images=19)
+    (tmp_path / "line-12.pt").unlink()
+    assert not is_finished() and (tmp_path / "line-7.pt").exists()  # stopped half-way
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    def at_last(step, run):
+        (tmp_path / "sample-5.png").write_text(str(step))
+
+    fit_line(tmp_path, at_step=at_last)
+    names = {"line-7.pt", "line-12.pt", "metrics.csv", "held_out_metrics.csv", "sample-5.png"}
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    fit_line(tmp_path, total=8)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "earlier-1").iterdir()} == before
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"line-7.pt", "line-8.pt"}
+    fit_line(tmp_path, total=8)
+    assert (tmp_path / "earlier-2/line-8.pt").exists() and (tmp_path / "earlier-1/line-12.pt").exists()
+
+
+def test_a_body_without_an_update_is_refused(tmp_path):
+    model, optimizers, training = make_line()
     with (
-        pytest.raises(UserError, match="learned from another line"),
-        Run("line", model, optimizers, training, tmp_path, True, **sources) as run,
+        pytest.raises(RuntimeError, match="without run.update"),
+        Run("line", model, optimizers, training, tmp_path) as run,
     ):
-        next(run.steps(20))
+        for step, _ in run.steps(20):
+            if step == 3:
+                continue
+            run.update(model(points()))
+    assert run.step == 3
+
+
+def test_a_file_that_the_body_misses_is_no_fault_of_the_runs_folder(tmp_path):
+    def read(step, run):
+        open(tmp_path / "elsewhere" / "mine.txt")
+
+    with pytest.raises(FileNotFoundError, match="mine.txt"):
+        fit_line(tmp_path / "run", at_step=read)
+
+
+def test_metrics_that_come_later_have_their_column(tmp_path):
+    """A metric that is added to the code before a run goes on."""
+    fit_line(tmp_path)
+    model, optimizers, training = make_line(16)
+    with Run("line", model, optimizers, training, tmp_path) as run:
+        for step, index in run.steps(20, resume=True):
+            run.update(model(points()[index]), double=2.0 * step)
+    rows = read_numbers(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert [row["double"] for row in rows[12:]] == [24, 26, 28, 30] and math.isnan(rows[0]["double"])
+    plot_metrics(tmp_path, "line")
+    assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 def test_each_epoch_shows_each_image_once_however_many_processes(monkeypatch):
@@ -210,7 +297,6 @@ def test_building_a_model_fills_every_parameter_by_the_seed():
         {"learning_rate": math.nan},
         {"ema_decay": 1.0},
         {"seed": -1},
-        {"keep_newest": -1},
         {"max_grad_norm": math.inf},
     ],
 )
@@ -265,9 +351,10 @@ def test_fingerprints_tell_weights_and_names_apart():
     assert len({fingerprint(model.state_dict()) for model in (one, swapped, renamed, changed)}) == 4
 
 
-def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+def test_the_newest_checkpoint_is_the_one_of_most_steps_whenever_it_was_written(tmp_path):
     assert newest_checkpoint(tmp_path, "dvae") is None
-    for i, step in enumerate((1000, 200)):
+    for time, step in enumerate((1000, 200, 90)):
         save_checkpoint(tmp_path / f"dvae-{step}.pt", {})
-        os.utime(tmp_path / f"dvae-{step}.pt", (i, i))
-    assert newest_checkpoint(tmp_path, "dvae").name == "dvae-200.pt"
+        os.utime(tmp_path / f"dvae-{step}.pt", (time, time))
+    (tmp_path / "dvae-2000.pt.old").write_text("")
+    assert newest_checkpoint(tmp_path, "dvae").name == "dvae-1000.pt"

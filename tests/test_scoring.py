@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from benchmarks.train_scorer import train_scorer
-from utils.data import CaptionedImages, DataSource, mnist_5k
-from utils.digits import all_asked_for, paint
+from utils.data import DataSource
+from utils.datasets.colored_mnist import all_asked_for, paint
+from utils.datasets.mnist import load_mnist_5k
 from utils.scoring import (
     DigitReader,
     Judge,
@@ -15,16 +16,28 @@ from utils.scoring import (
     diversity,
     frechet_distance,
     fullest_captions,
+    load_scorer,
     nearest_images,
     wilson_interval,
 )
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """What reads digits."""
+    return load_scorer("cpu")
+
+
+def in_color():
+    """The embedded digits, painted, to train and to test on."""
+    return paint([(images.pixels[:, 0], images.caption_ids[:, 0]) for images in load_mnist_5k(DataSource(), None)])
 
 
 def real_digits(images):
     """A perfect model: it draws real images of the prompted digits."""
 
     def draw(prompts, seeds):
-        chosen = [images.showing(prompt) for prompt in prompts]
+        chosen = [images.index_of(prompt) for prompt in prompts]
         return images.images(torch.stack([of_digit[seed % len(of_digit)] for of_digit, seed in zip(chosen, seeds)]))
 
     return draw
@@ -107,7 +120,7 @@ def test_small_measures_by_hand(digits):
 
 def test_the_reader_reads_painted_digits(digits, scorer):
     """Real digits in color: the ink always, the stroke where the captions name it, the digit as well as in gray."""
-    train_set, test_set = (CaptionedImages(*one) for one in paint(mnist_5k()))
+    train_set, test_set = in_color()
     reader = DigitReader(scorer, train_set)
     read, asked = reader.read(test_set.images()), all_asked_for(fullest_captions(test_set))
     assert torch.equal(read["ink"], asked["ink"])
@@ -119,9 +132,9 @@ def test_the_reader_reads_painted_digits(digits, scorer):
 
 def test_a_table_in_color_counts_each_thing_that_was_asked(scorer):
     """A model that draws thick red sevens whatever is asked is right in the sevens, the reds and the thick ones."""
-    train_set, test_set = (CaptionedImages(*one) for one in paint(mnist_5k()))
+    train_set, test_set = in_color()
     judge = Judge(DataSource("colored_mnist"), train_set, test_set)
-    sevens = test_set.images(test_set.showing("a thick red seven"))
+    sevens = test_set.images(test_set.index_of("a thick red seven"))
     sevens = sevens[scorer(sevens).argmax(dim=1) == 7][:1]
     samples = judge.draw(lambda prompts, seeds: sevens.repeat(len(prompts), 1, 1, 1), 10)
     assert {group: len(prompts) for group, prompts in samples.groups.items()} == {"seen": 480, "never seen": 120}

@@ -1,11 +1,9 @@
 """The scripts of lesson 8 as a reader runs them, at tiny settings, and their answers to mistakes."""
 
 import csv
-import json
 
 import pytest
 import torch
-from frozen_clip import FrozenCLIP
 from scripts import ROOT, TINY, files_of, read_image, refused, script, succeeds
 
 TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
@@ -30,10 +28,6 @@ def trained(tmp_path_factory):
     )
     assert f"Taking the newest dvae checkpoint, {folder / 'dvae/dvae-4.pt'}" in result.stdout  # the one beside
     return folder
-
-
-def models(trained):
-    return "--dvae_checkpoint", trained / "dvae/dvae-4.pt", "--dall_e_checkpoint", trained / "dall_e/dall_e-3.pt"
 
 
 def generate(trained, *arguments):
@@ -91,74 +85,11 @@ def test_generating_writes_every_image_and_its_row(trained, tmp_path):
     assert (again - read_image(tmp_path / rows[3]["file"]).int()).abs().max() <= 1
 
 
-def test_clip_keeps_the_candidates_nearest_to_their_prompts(trained, earlier_stages, tmp_path):
-    clip = earlier_stages["prior"]
-    drawn = ("--prompts", "seven", "2", "--output_dir")
-    assert generate(trained, "--num_samples", 4, *drawn, tmp_path / "all").returncode == 0
-    result = generate(trained, "--num_samples", 2, "--candidates", 4, *clip, *drawn, tmp_path / "kept")
-    assert result.returncode == 0, result.stderr
-    rows = {name: list(csv.DictReader(open(tmp_path / name / "samples.csv"))) for name in ("all", "kept")}
-    assert [row["prompt"] for row in rows["kept"]] == ["seven", "seven", "2", "2"]
-    file_of = {row["seed"]: row["file"] for row in rows["all"]}
-    images = torch.stack([read_image(tmp_path / "all" / row["file"]) for row in rows["all"]]) / 255
-    similarity = FrozenCLIP.load(None, str(clip[1]), "cpu").similarity(images, [row["prompt"] for row in rows["all"]])
-    for prompt, of_prompt in (("seven", slice(4)), ("2", slice(4, 8))):
-        kept = [row for row in rows["kept"] if row["prompt"] == prompt]
-        best = similarity[of_prompt].argsort(descending=True)[:2].tolist()
-        assert [row["seed"] for row in kept] == [rows["all"][of_prompt][i]["seed"] for i in best]
-        for row in kept:  # the very pictures that are drawn without candidates
-            again = read_image(tmp_path / "all" / file_of[row["seed"]]).int()
-            assert (read_image(tmp_path / "kept" / row["file"]).int() - again).abs().max() <= 1
-
-
-def test_a_clip_of_other_captions_does_not_choose(trained, earlier_stages, tmp_path):
-    checkpoint = torch.load(earlier_stages["prior"][1], weights_only=True)
-    checkpoint["data"] |= {"dataset": "houses", "examples": ["a house"]}
-    torch.save(checkpoint, tmp_path / "clip-1.pt")
-    chosen_by = ("--prompts", "seven", "--candidates", 2, "--clip_checkpoint")
-    refused(generate(trained, *chosen_by, tmp_path / "clip-1.pt"), "learned from houses")
-
-
 def test_random_prompts_are_printed_as_rows(trained, tmp_path):
     result = generate(trained, "--output_dir", tmp_path)
     rows = [line for line in result.stdout.splitlines() if line.count(",") == 7]
     assert [len(line.split()) for line in rows] == [8] * 8
     assert len(list(tmp_path.glob("0*.png"))) == 64
-
-
-def test_completion(trained, tmp_path):
-    result = generate(
-        trained, "--prompts", "3", "eight", "--complete_rows", 3, "--dataset", "mnist_5k", "--output_dir", tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    assert len(list(tmp_path.glob("0*.png"))) == 2
-
-
-def test_evaluating_writes_a_table_and_a_picture(trained, tmp_path):
-    result = succeeds(
-        *("lesson_08/evaluate_mnist.py", *models(trained), "--dataset", "mnist_5k"),
-        *("--num_samples", 2, "--guidance_scale", 1, "--output_dir", tmp_path),
-    )
-    report = json.loads((tmp_path / "dall_e.json").read_text())
-    assert report["sampling"]["guidance_scale"] == 1 and sum(map(sum, report["confusion_matrix"])) == 40
-    names = ("dVAE, MSE", "transformer, image tokens", "samples, prompt accuracy", "real images, Fréchet distance")
-    assert all(report["measures"][name]["text"] in result.stdout for name in names)
-    assert read_image(tmp_path / "dall_e.png").shape[1] > 100
-
-
-def test_figures_are_drawn(trained, tmp_path):
-    figures = ("benchmarks/figures_08.py", *models(trained), "--dataset", "mnist_5k", "--output_dir", tmp_path)
-    succeeds(*figures)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names >= {"relaxation.png", "codes.png", "masks.png", "tokens.gif", "sampling.png"}
-    refused(script(*figures, "nonsense"), "there is no figure nonsense")
-
-
-def test_curves_are_laid_over_the_expected_ones(trained, tmp_path):
-    curves = ("benchmarks/plot_curves.py", "lesson_08", "--output_dir", tmp_path / "curves", "--runs")
-    succeeds(*curves, trained)
-    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"curves.png", "dvae.csv", "dall_e.csv"}
-    refused(script(*curves, tmp_path), "no metrics.csv")
 
 
 def test_a_dvae_of_three_channels_trains(tmp_path):
@@ -189,10 +120,6 @@ MISTAKES = [
     (["--prompts", "seven", "--temperature", "nan"], "temperature"),
     (["--prompts", "seven", "--num_samples", "0"], "num_samples"),
     (["--prompts", "seven", "--top_p", "2"], "top_p"),
-    (["--complete_rows", "7"], "leaves nothing"),
-    (["--prompts", "seven", "--candidates", "0"], "candidates"),
-    (["--prompts", "seven", "--candidates", "4", "--complete_rows", "3"], "complete_rows"),
-    (["--prompts", "seven", "--clip_model", "theirs"], "say how many"),
     (["--dvae_checkpoint", "nowhere.pt"], "nowhere.pt"),
     (["--dall_e_checkpoint", "requirements.txt"], "not a checkpoint"),
 ]

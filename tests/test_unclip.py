@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
-from diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
-from layout import assert_laid_out_and_filled
 from torch import nn
 from torch.nn import functional as F
-from unet import Attention
+
+from lesson_17.diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
+from lesson_17.diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
+from lesson_17.unet import Attention
 
 CLIP_SIZES = {"clip_embed_dim": 8, "clip_text_width": 12, "clip_text_seq_len": 3}
 PRIOR = PriorConfig(**CLIP_SIZES, dim=32, num_layers=2)
@@ -32,11 +32,7 @@ def conditions(batch=4):
 
 
 def training_loss(model, x_0, *conditions):
-    """DDPM, algorithm 1."""
-    diffusion = model.diffusion
-    t, eps = torch.randint(1, diffusion.num_timesteps + 1, (len(x_0),)), torch.randn_like(x_0)
-    predicted = model(diffusion.q_sample(x_0, t, eps), t, *conditions)
-    return F.mse_loss(predicted.float(), diffusion.target(x_0, t, eps))
+    return model.diffusion.loss(model, x_0, *conditions)
 
 
 def test_the_prior_reads_all_it_is_told():
@@ -238,11 +234,6 @@ def test_fractions_out_of_range_are_refused(config, name):
 def test_impossible_decoders_are_refused(wrong):
     with pytest.raises(ValueError):
         DecoderConfig(**wrong)
-
-
-@pytest.mark.parametrize("model_class,config", [(DiffusionPrior, PRIOR), (Decoder, DECODER)])
-def test_they_are_laid_out_without_memory_and_filled_part_by_part(model_class, config):
-    assert_laid_out_and_filled(model_class, config)
 
 
 def test_the_decoder_learns_which_image_belongs_to_which_embedding():

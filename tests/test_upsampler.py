@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusion_upsampler import UPSAMPLER_PRESETS, Upsampler, UpsamplerConfig, corrupt, shrink, upsample
-from layout import assert_laid_out_and_filled
-from pipeline import doublings, load_upsamplers
+from scripts import TINY, files_of, read_image, refused, script, succeeds
+from stages import STAGES
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
-from unet import Attention
 
+from lesson_17.diffusion_decoder import shrink
+from lesson_17.diffusion_upsampler import UPSAMPLER_PRESETS, Upsampler, UpsamplerConfig, corrupt, upsample
+from lesson_17.train_upsampler import evaluate
+from lesson_17.unet import Attention
+from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 from utils.checkpoints import CONTENTS, save_checkpoint
 from utils.cli import UserError
+from utils.training import batch_index
 
 UPSAMPLER = UpsamplerConfig(small_size=8, image_size=16, image_channels=3, width=8, width_multipliers=(1, 2))
 
@@ -50,7 +54,7 @@ def test_corruption_is_the_papers_blur_and_a_little_noise(monkeypatch):
     small = torch.rand(2, 3, 14, 14)
     noise = corrupt(torch.full((100, 1, 14, 14), 0.5)) - 0.5
     assert noise.std() == pytest.approx(0.05, rel=0.05) and noise.mean().abs() < 1e-3
-    monkeypatch.setattr("diffusion_upsampler.NOISE_STD", 0.0)
+    monkeypatch.setattr("lesson_17.diffusion_upsampler.NOISE_STD", 0.0)
     theirs = gaussian_blur(small, kernel_size=3, sigma=0.6)
     torch.testing.assert_close(corrupt(small)[:, :, 1:-1, 1:-1], theirs[:, :, 1:-1, 1:-1])  # edges are padded otherwise
     torch.testing.assert_close(corrupt(torch.full((1, 3, 14, 14), 0.3)), torch.full((1, 3, 14, 14), 0.3))
@@ -65,9 +69,7 @@ def test_it_learns_to_enlarge_better_than_by_hand():
     small, steps = shrink(images, 8), 120
     for step in range(steps):
         x_0, shown = (2 * images - 1).repeat(8, 1, 1, 1), corrupt(small.repeat(8, 1, 1, 1))
-        t, eps = torch.randint(1, 1001, (16,)), torch.randn_like(x_0)
-        predicted = upsampler(diffusion.q_sample(x_0, t, eps), t, shown)
-        loss = F.mse_loss(predicted, diffusion.target(x_0, t, eps))
+        loss = diffusion.loss(upsampler, x_0, shown)
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
         optimizer.zero_grad()
         loss.backward()
@@ -76,46 +78,6 @@ def test_it_learns_to_enlarge_better_than_by_hand():
     by_hand = F.interpolate(small, size=(16, 16), mode="bicubic")
     assert drawn.min() >= 0 and drawn.max() <= 1
     assert (drawn - images).square().mean() < (by_hand - images).square().mean() / 2
-
-
-@pytest.mark.parametrize(
-    "size, image_size, pairs", [(14, 28, [(14, 28)]), (32, 128, [(32, 64), (64, 128)]), (28, 28, [])]
-)
-def test_up_samplers_double_until_the_images_are_as_large_as_the_datas(size, image_size, pairs):
-    assert doublings(size, image_size) == pairs
-
-
-@pytest.mark.parametrize("size", [1, 10, 29, 56])
-def test_sizes_that_do_not_double_to_the_datas_are_refused(size):
-    with pytest.raises(UserError, match="28x28"):
-        doublings(size, 28)
-
-
-def test_up_samplers_are_found_and_where_one_is_missing_or_does_not_fit_a_sentence_says_so(tmp_path):
-    data = {"dataset": "my images", "image_size": 32, "image_channels": 3}
-    decoder = {"config": {"image_size": 8, "image_channels": 3}, "data": data}
-    missing = (
-        "no up-sampler to 32x32 yet; run train_mnist.py --stage upsampler --decoder_image_size 8 --dataset 'my images'"
-    )
-    for size in (16, 32):
-        with pytest.raises(UserError, match=missing if size == 32 else "no up-sampler to 16x16"):
-            load_upsamplers(decoder, None, tmp_path)
-        folder = tmp_path / f"upsampler_{size}"
-        folder.mkdir(parents=True)
-        upsampler = Upsampler(replace(UPSAMPLER, small_size=size // 2, image_size=size))
-        made = {"name": folder.name, "config": vars(upsampler.config), "model": upsampler.state_dict()}
-        save_checkpoint(folder / f"{folder.name}-1.pt", {**dict.fromkeys(CONTENTS), **made})
-    files = [str(tmp_path / f"upsampler_{size}/upsampler_{size}-1.pt") for size in (16, 32)]
-    found = load_upsamplers(decoder, None, tmp_path)
-    assert list(found) == files and [u.config.image_size for u in found.values()] == [16, 32]
-    assert list(load_upsamplers(decoder, files, tmp_path)) == files
-    assert load_upsamplers({"config": {"image_size": 32}, "data": data}, None, tmp_path) == {}
-    with pytest.raises(UserError, match="2 up-samplers, and 1 are given"):
-        load_upsamplers(decoder, files[:1], tmp_path)
-    with pytest.raises(UserError, match="upsampler_16 checkpoint is needed"):
-        load_upsamplers(decoder, files[::-1], tmp_path)
-    with pytest.raises(UserError, match="of 3 channels, and the decoder draws 1"):
-        load_upsamplers({**decoder, "config": {"image_size": 8, "image_channels": 1}}, None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +94,85 @@ def test_impossible_up_samplers_are_refused(wrong):
         UpsamplerConfig(**wrong)
 
 
-def test_it_is_laid_out_without_memory_and_filled_part_by_part():
-    assert_laid_out_and_filled(Upsampler, UPSAMPLER)
-
-
 def test_the_paper_preset_has_the_papers_size():
     with torch.device("meta"):
         upsampler = Upsampler(UPSAMPLER_PRESETS["paper"])
     millions = sum(p.numel() for p in upsampler.parameters()) / 1e6
     assert millions == pytest.approx(700, abs=150)  # appendix C; our U-Net has fewer blocks where levels meet
+
+
+def save(upsampler, folder):
+    name = f"upsampler_{upsampler.config.image_size}"
+    (folder / name).mkdir(parents=True)
+    made = {"name": name, "config": vars(upsampler.config), "model": upsampler.state_dict()}
+    save_checkpoint(folder / name / f"{name}-1.pt", {**dict.fromkeys(CONTENTS), **made})
+
+
+def test_up_samplers_are_found_for_as_long_as_there_is_one_that_doubles(tmp_path):
+    with pytest.raises(UserError, match="train_upsampler.py --upsampled_size 16"):
+        load_upsamplers(8, 3, tmp_path)
+    for size in (16, 32):
+        save(Upsampler(replace(UPSAMPLER, small_size=size // 2, image_size=size)), tmp_path)
+    assert [u.config.image_size for u in load_upsamplers(8, 3, tmp_path)] == [16, 32]
+    assert [u.config.image_size for u in load_upsamplers(16, 3, tmp_path)] == [32]
+    with pytest.raises(UserError, match="of 3 channels, and these have 1"):
+        load_upsamplers(8, 1, tmp_path)
+
+
+def test_an_enlarged_image_is_a_function_of_its_image_and_seed(tmp_path):
+    for size in (16, 32):
+        upsampler = Upsampler(replace(UPSAMPLER, small_size=size // 2, image_size=size))
+        for parameter in upsampler.parameters():
+            nn.init.normal_(parameter, std=0.05)
+        save(upsampler, tmp_path)
+    upsamplers, small = load_upsamplers(8, 3, tmp_path), torch.rand(3, 3, 8, 8)
+    images = upsample_all(upsamplers, small, [4, 5, 6], 3)
+    assert images.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(upsample_all(upsamplers, small[1:2], [5], 3)[0], images[1], atol=1e-4, rtol=0)
+    assert (upsample_all(upsamplers, small[1:2], [9], 3)[0] - images[1]).abs().max() > 1e-2
+
+
+def test_its_training_sees_each_image_with_itself_made_small_blurred_and_noised(digits, monkeypatch, tmp_path):
+    told, forward = [], Upsampler.forward
+
+    def spy(self, x_t, t, small):
+        told.append((self.training, small))
+        return forward(self, x_t, t, small)
+
+    monkeypatch.setattr(Upsampler, "forward", spy)
+    succeeds(*STAGES["upsampler_28"], *TINY, "--num_training_steps", 2, "--output_dir", tmp_path)
+    names = {"upsampler_28-2.pt", "sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+    assert files_of(tmp_path / "upsampler_28") == names
+    training = [small for in_training, small in told if in_training]
+    index = batch_index(0, len(digits[0]), 8, seed=0)
+    clean = shrink(digits[0].images(index), 14)
+    padded = F.pad(clean, (1, 1, 1, 1), mode="replicate")
+    blurred = gaussian_blur(padded, kernel_size=3, sigma=0.6)[:, :, 1:-1, 1:-1]
+    assert len(training) == 2 and (training[0] - blurred).std() == pytest.approx(0.05, rel=0.1)
+    # and so does the measure of its loss, in batches of the training's
+    measured = [small for in_training, small in told if not in_training and len(small) == 8]
+    clean = shrink(digits[1].images(slice(8)), 14)
+    assert (measured[0] - clean).std() > 0.03
+
+
+def test_the_held_out_loss_is_of_all_images_whatever_the_batches(digits):
+    upsampler = Upsampler(UpsamplerConfig(width=8)).eval()
+    torch.manual_seed(0)
+    one = evaluate(upsampler, digits[1].subset(slice(0, 500, 5)), 7)
+    torch.manual_seed(1)
+    assert one == pytest.approx(evaluate(upsampler, digits[1].subset(slice(0, 500, 5)), 100), rel=0.05)
+
+
+def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
+    few = (*TINY, "--num_training_steps", 1, "--output_dir", tmp_path)
+    sizes = ("--image_width", 16, "--image_layers", 1, "--dim", 16, "--num_layers", 1, "--width", 8, "--head_dim", 8)
+    succeeds("lesson_17/train_mnist.py", *few, *sizes, "--decoder_image_size", 14)
+    drawn = tmp_path / "drawn"
+    draw = ("lesson_17/generate_mnist.py", "--models", tmp_path, "--prompts", "seven", "2", "--sampling_steps", 2)
+    succeeds(*draw, "--output_dir", drawn)
+    assert read_image(drawn / "0000-seven.png").shape == (1, 14, 14)
+    refused(script("lesson_17/upsample_mnist.py", drawn, "--models", tmp_path), "no up-sampler for images of 14x14")
+    succeeds("lesson_17/train_upsampler.py", *few, "--width", 8)
+    succeeds("lesson_17/upsample_mnist.py", drawn, "--models", tmp_path, "--sampling_steps", 2)
+    assert read_image(drawn / "upsampled/0001-2.png").shape == (1, 28, 28)
+    refused(script("lesson_17/train_upsampler.py", *few, "--upsampled_size", 27), "is odd")

@@ -74,9 +74,9 @@ def load_images(source: DataSource, data_dir: Path, device) -> LoadedImages:
     splits = loader(source, data_dir)
     needed = sum(images.pixels.numel() for images in splits)
     if needed <= MAX_OF_MEMORY * free_memory(device):
-        splits = [replace(images, pixels=images.pixels.to(device)) for images in splits]
+        splits = [replace(images, pixels=images.pixels.to(device, copy=True)) for images in splits]
     else:
-        say(f"The images take {needed / 2**30:.1f} GiB, so they stay on the disk, in {data_dir}.")
+        say(f"The images take {needed / 2**30:.1f} GiB, so they stay in {data_dir}.")
     train_set, test_set = (replace(images, caption_ids=images.caption_ids.to(device)) for images in splits)
     _, channels, _, size = train_set.pixels.shape
     return LoadedImages(train_set, test_set, replace(source, image_size=size, image_channels=channels))

@@ -1,0 +1,22 @@
+"""Runs the five core scripts as small as they go, one after another in this process; see rooms.py."""
+
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+TINY = "--dataset mnist_5k --batch_size 4 --num_training_steps 1 --mixed_precision no --num_threads 1".split()
+COMMANDS = {
+    "lesson_08/train_dvae.py": [*TINY, "--hidden_dim", "8"],
+    "lesson_08/train_mnist.py": [*TINY, "--dim", "16", "--num_layers", "1"],
+    "lesson_08/generate_mnist.py": ["--prompts", "seven"],
+    "lesson_17/train_mnist.py": [*TINY, "--image_width", "16", "--dim", "16", "--width", "8", "--head_dim", "8"],
+    "lesson_17/generate_mnist.py": ["--prompts", "seven", "--sampling_steps", "1"],
+}
+
+for script, arguments in COMMANDS.items():
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+for file in ("output/dall_e_samples/grid.png", "output/dall_e_2_samples/grid.png"):
+    assert (ROOT / file).exists(), file

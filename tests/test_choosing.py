@@ -1,0 +1,83 @@
+"""CLIP chooses among drawn images: those of the largest cosine with their prompts, from either lesson or from anyone."""
+
+import csv
+
+import pytest
+import torch
+from PIL import Image
+from scripts import read_image, refused, script, succeeds
+
+from lesson_17.choose_mnist import choose
+from lesson_17.frozen_clip import FrozenCLIP
+
+CHOOSE = "lesson_17/choose_mnist.py"
+DRAW = {"lesson_08": (), "lesson_17": ("--sampling_steps", 3)}
+
+
+def rows_of(folder):
+    with open(folder / "samples.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_of_each_prompt_are_kept_best_first():
+    class Clip:
+        """Its cosine is the image's own number."""
+
+        class model:
+            @staticmethod
+            def encode_image(images):
+                x = images[:, 0, 0, 0]
+                return torch.stack([x, (1 - x**2).sqrt()], dim=1)
+
+        @staticmethod
+        def encode_prompts(prompts, device):
+            return torch.tensor([[1.0, 0.0]]).repeat(len(prompts), 1), None
+
+    images = torch.tensor([0.1, 0.9, 0.5, 0.3, 0.7, 0.2]).view(6, 1, 1, 1)
+    kept, cosines = choose(Clip, images, ["b", "a", "b", "b", "a", "a"], 2)
+    assert kept == [2, 3, 1, 4] and cosines == pytest.approx([0.1, 0.9, 0.5, 0.3, 0.7, 0.2])
+
+
+@pytest.mark.parametrize("lesson", DRAW)
+def test_images_of_either_lesson_are_chosen(lesson, tmp_path):
+    drawn = ("--pretrained", "mnist", "--prompts", "seven", "2", "--num_samples", 5, *DRAW[lesson])
+    succeeds(f"{lesson}/generate_mnist.py", *drawn, "--output_dir", tmp_path)
+    succeeds(CHOOSE, tmp_path, "--keep", 2, "--pretrained", "mnist")
+    rows, chosen = rows_of(tmp_path), rows_of(tmp_path / "chosen")
+    clip = FrozenCLIP.load("lesson_17/pretrained/mnist/clip.safetensors")
+    images = torch.stack([read_image(tmp_path / row["file"]) for row in rows]) / 255
+    text_embed, _ = clip.encode_prompts([row["prompt"] for row in rows], "cpu")
+    cosines = (clip.model.encode_image(images) * text_embed).sum(dim=1).tolist()
+    for prompt, found in (("seven", chosen[:2]), ("2", chosen[2:])):
+        best = sorted((i for i, row in enumerate(rows) if row["prompt"] == prompt), key=lambda i: -cosines[i])[:2]
+        assert [row["prompt"] for row in found] == [prompt] * 2
+        assert [row["seed"] for row in found] == [rows[i]["seed"] for i in best]
+        assert [float(row["cosine"]) for row in found] == pytest.approx([cosines[i] for i in best], abs=1e-3)
+        for row, i in zip(found, best):
+            assert torch.equal(read_image(tmp_path / "chosen" / row["file"]), read_image(tmp_path / rows[i]["file"]))
+    assert (tmp_path / "chosen/grid.png").exists()
+
+
+def write_folder(folder, *sizes, mode="L"):
+    for i, size in enumerate(sizes):
+        Image.new(mode, (size, size)).save(folder / f"{i}.png")
+    text = "file,prompt\n" + "".join(f"{i}.png,seven\n" for i in range(len(sizes)))
+    (folder / "samples.csv").write_text(text)
+
+
+def test_a_folder_of_ones_own_needs_files_and_prompts_only(tmp_path):
+    write_folder(tmp_path, 28, 28)
+    succeeds(CHOOSE, tmp_path, "--keep", 1, "--pretrained", "mnist", "--output_dir", tmp_path / "best")
+    assert len(rows_of(tmp_path / "best")) == 1
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    refused(script(CHOOSE, tmp_path), "no samples.csv")
+    write_folder(tmp_path, 28, 32)
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "different sizes")
+    write_folder(tmp_path, 32)
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "learned from 28x28 in 1")
+    write_folder(tmp_path, 28, mode="RGB")
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "in 3 channels")
+    (tmp_path / "0.png").write_text("no image")
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "cannot be read")

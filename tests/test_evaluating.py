@@ -1,0 +1,79 @@
+"""The scripts that evaluate and draw figures, on models of a few steps; test_scoring.py has whether the numbers are right."""
+
+import json
+
+import pytest
+from scripts import TINY, read_image, refused, script, succeeds
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder, few = tmp_path_factory.mktemp("a run with spaces"), (*TINY, "--num_training_steps", 2, "--output_dir")
+    succeeds("lesson_08/train_dvae.py", "--hidden_dim", 8, "--codebook_size", 16, *few, folder / "dvae")
+    succeeds("lesson_08/train_mnist.py", "--dim", 16, "--num_layers", 2, *few, folder / "dall_e")
+    clip = ("--image_width", 16, "--image_layers", 1, "--embed_dim", 8)
+    others = ("--num_layers", 1, "--dim", 16, "--width", 8, "--head_dim", 8)
+    succeeds("lesson_17/train_mnist.py", *clip, *others, *few, folder)
+    return folder
+
+
+def test_lesson_8_is_measured(trained, tmp_path):
+    result = succeeds(
+        *("lesson_08/evaluate_mnist.py", "--models", trained, "--dataset", "mnist_5k"),
+        *("--num_samples", 2, "--guidance_scale", 1, "--output_dir", tmp_path),
+    )
+    report = json.loads((tmp_path / "dall_e.json").read_text())
+    assert report["sampling"]["guidance_scale"] == 1 and sum(map(sum, report["confusion_matrix"])) == 40
+    names = ("dVAE, MSE", "transformer, image tokens", "samples, prompt accuracy", "real images, Fréchet distance")
+    assert all(report["measures"][name]["text"] in result.stdout for name in names)
+    assert read_image(tmp_path / "dall_e.png").shape[1] > 100
+
+
+def test_figures_of_lesson_8_are_drawn(trained, tmp_path):
+    figures = ("benchmarks/figures_08.py", "--models", trained, "--dataset", "mnist_5k", "--output_dir", tmp_path)
+    succeeds(*figures)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"relaxation.png", "codes.png", "masks.png", "tokens.gif", "sampling.png"}
+    refused(script(*figures, "nonsense"), "there is no figure nonsense")
+
+
+def test_curves_are_laid_over_the_expected_ones(trained, tmp_path):
+    curves = ("benchmarks/plot_curves.py", "lesson_08", "--output_dir", tmp_path / "curves", "--runs")
+    succeeds(*curves, trained)
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"curves.png", "dvae.csv", "dall_e.csv"}
+    refused(script(*curves, tmp_path), "no metrics.csv")
+
+
+def test_lesson_17_is_measured(trained, tmp_path):
+    result = succeeds(
+        *("lesson_17/evaluate_mnist.py", "--models", trained, "--dataset", "mnist_5k"),
+        *("--num_samples", 2, "--sampling_steps", 2, "--output_dir", tmp_path),
+    )
+    report = json.loads((tmp_path / "dall_e_2.json").read_text())
+    assert report["sampling"]["sampling_steps"] == 2 and sum(map(sum, report["confusion_matrix"])) == 40
+    names = ("CLIP, image to caption", "prior, own caption nearest", "decoder, loss", "samples, prompt accuracy")
+    assert all(report["measures"][name]["text"] in result.stdout for name in names)
+    assert read_image(tmp_path / "dall_e_2.png").shape[1] > 100
+
+
+def test_figures_of_lesson_17_are_drawn(trained, tmp_path):
+    figures = ("benchmarks/figures_17.py", "--models", trained, "--dataset", "mnist_5k", "--output_dir", tmp_path)
+    succeeds(*figures, "embeddings", "noise")
+    assert "upsampling is left out" in succeeds(*figures, "upsampling").stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"embeddings.png", "noise.png"}
+    refused(script(*figures, "nonsense"), "there is no figure nonsense")
+
+
+def test_a_decoder_of_small_images_is_measured_with_its_up_sampler(trained, tmp_path):
+    few = (*TINY, "--num_training_steps", 1, "--width", 8)
+    clip = ("--clip_checkpoint", trained / "clip/clip-2.pt")
+    small = ("--decoder_image_size", 14, "--head_dim", 8, "--output_dir", tmp_path)
+    succeeds("lesson_17/train_decoder.py", *few, *clip, *small)
+    succeeds("lesson_17/train_upsampler.py", *few, "--output_dir", tmp_path)
+    for name in ("clip", "prior"):
+        (tmp_path / name).symlink_to(trained / name)
+    how = ("--models", tmp_path, "--dataset", "mnist_5k", "--num_samples", 1, "--sampling_steps", 2)
+    succeeds("lesson_17/evaluate_mnist.py", *how, "--output_dir", tmp_path / "out")
+    report = json.loads((tmp_path / "out/dall_e_2.json").read_text())
+    measures = ("small image kept", "scorer's accuracy", "Fréchet distance")
+    assert report["measures"].keys() >= {f"up-samplers, {measure}" for measure in measures}
