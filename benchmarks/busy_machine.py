@@ -18,9 +18,9 @@ from utils.cli import ArgumentParser, positive_int, start
 SCRIPTS = {
     "dvae": ["lesson_08/train_dvae.py"],
     "dall_e": ["lesson_08/train_mnist.py"],
-    "clip": ["lesson_17/train_mnist.py", "--stage", "clip"],
-    "prior": ["lesson_17/train_mnist.py", "--stage", "prior"],
-    "decoder": ["lesson_17/train_mnist.py", "--stage", "decoder"],
+    "clip": ["lesson_17/train_clip.py"],
+    "prior": ["lesson_17/train_prior.py"],
+    "decoder": ["lesson_17/train_decoder.py"],
 }
 NEEDED = {"dall_e": "dvae", "prior": "clip", "decoder": "clip"}  # to learn from
 
@@ -57,10 +57,10 @@ def seconds(stage: str, num_steps: int, flags: list[str]) -> float:
 def train(stage: str, num_steps: int, folder: Path, *flags: str) -> dict[int, Path]:
     """The checkpoints of a run by their steps; it draws samples after the last step only."""
     flags = ("--num_training_steps", str(num_steps), "--sample_every", "1000000", "--output_dir", str(folder), *flags)
-    command = [sys.executable, *SCRIPTS[stage], "--preset", "cpu", "--dataset", "mnist_5k", *flags]
+    command = [sys.executable, *SCRIPTS[stage], "--preset", "small", "--dataset", "mnist_5k", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return checkpoints_in(folder / stage if "--stage" in command else folder, stage)
+    return checkpoints_in(folder / stage if "lesson_17" in SCRIPTS[stage][0] else folder, stage)
 
 
 @contextlib.contextmanager

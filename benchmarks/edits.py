@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
+sys.path.insert(0, str(ROOT))
 
 import torch
-from edit_mnist import decode, inpaint, outside, slerp, split, text_difference
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.edit_mnist import decode, inpaint, outside, slerp, split, text_difference
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, UserError, positive_int, start
-from utils.data import CaptionedImages, add_data_flags, data_source, load_images
-from utils.digits import DIGIT_WORDS, INKS, STROKES, all_asked_for
-from utils.machine import get_device
+from utils.cli import ArgumentParser, UserError, arguments_for, positive_int, start
+from utils.data import CaptionedImages
+from utils.datasets import add_data_flags, data_source, load_images
+from utils.datasets.mnist import DIGIT_WORDS
+from utils.datasets.colored_mnist import INKS, STROKES, all_asked_for
 from utils.samples import SeededNoise
-from utils.scoring import Judge, fullest_captions
+from utils.scoring import Judge, fullest_captions, at_random
 from utils.tables import write_rows
 
 FRACTIONS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]  # of text_diff
@@ -29,7 +30,7 @@ BOX = [0, 0, 14, 28]  # the left half
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, get_device())
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     if source.dataset != "colored_mnist":
         raise UserError(f"Edits are measured on colored_mnist; these models learned {source.dataset}.")
@@ -68,7 +69,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def measure_variations(pipeline: Pipeline, judge: Judge, args):
     """Section 3.1: is what CLIP sees kept, and how far do the pixels go?"""
-    images = judge.test_set.at_random(args.num_images)
+    images = at_random(judge.test_set, args.num_images)
     asked = all_asked_for(fullest_captions(images))
     x_0, z_i, x_T = split(pipeline, images, args.sampling_steps)
     for eta in (0.0, 0.5, 1.0):
@@ -85,7 +86,7 @@ def measure_variations(pipeline: Pipeline, judge: Judge, args):
 
 def another(images: CaptionedImages, caption: str, image: Tensor) -> Tensor:
     """The first image with a caption that is not `image` (C, H, H) itself, (C, H, H)."""
-    return next(other for other in images.images(images.showing(caption)) if not torch.equal(other, image))
+    return next(other for other in images.images(images.index_of(caption)) if not torch.equal(other, image))
 
 
 def measure_text_diff(pipeline: Pipeline, judge: Judge, args):
@@ -93,7 +94,7 @@ def measure_text_diff(pipeline: Pipeline, judge: Judge, args):
     kinds = {"ink": len(INKS), "stroke": len(STROKES), "digit": 10}
     for changed, count in kinds.items():
         images = with_stroke(judge.test_set) if changed == "stroke" else judge.test_set
-        images = images.at_random(args.num_images)
+        images = at_random(images, args.num_images)
         asked = all_asked_for(fullest_captions(images))
         steps = torch.randint(1, count, (len(images),), generator=torch.Generator().manual_seed(0))
         wanted = {**asked, changed: (asked[changed] + steps) % count}
@@ -121,7 +122,7 @@ def caption_of(asked: dict[str, Tensor], i: int, stroke: bool) -> str:
 def measure_inpaint(pipeline: Pipeline, judge: Judge, args):
     """Does the new half follow the caption, and is the seam seen? `seam` is the mean difference of neighboring pixels across
     the edge of the box over that within it; that of real images comes first."""
-    images = judge.test_set.at_random(args.num_images)
+    images = at_random(judge.test_set, args.num_images)
     asked = all_asked_for(fullest_captions(images))
     prompts = [caption_of(asked, i, False) for i in range(len(images))]
     x_0 = images.images()

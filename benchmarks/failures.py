@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.checkpoints import newest_checkpoint
 from utils.cli import ArgumentParser, UserError, start
-from utils.data import add_data_flags
+from utils.datasets import add_data_flags
 
 
 @dataclass
@@ -72,18 +72,18 @@ FAILURES = {
     "clip_stuck": Failure(
         "lesson_17",
         [
-            "python lesson_17/train_mnist.py --stage clip --num_training_steps 250 --learning_rate 0.5 --output_dir output/broken"
+            "python lesson_17/train_clip.py --num_training_steps 250 --learning_rate 0.5 --output_dir output/broken"
         ],
         "output/broken/clip/sample-250.png",
     ),
     "unscaled": Failure(
         "lesson_17",
         [
-            "python lesson_17/train_mnist.py --stage prior --clip_checkpoint output/clip/clip-1200.pt --output_dir output/broken",
+            "python lesson_17/train_prior.py --clip_checkpoint output/clip/clip-1200.pt --output_dir output/broken",
             "python lesson_17/generate_mnist.py --prompts two seven --num_samples 10 --prior_checkpoint output/broken/prior/prior-2400.pt",
         ],
         DRAWN_17,
-        [("train_prior.py", "prior.fit_scale(image_embed)", "pass")],
+        [("train_prior.py", "prior.fit_scale(embedded.image_embed)", "pass")],
         healthy="python lesson_17/generate_mnist.py --prompts two seven --num_samples 10",
     ),
     "wrong_null": Failure(

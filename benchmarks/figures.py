@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError
-from utils.data import add_data_flags, data_source, load_images
+from utils.datasets import add_data_flags, data_source, load_images
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:

@@ -4,21 +4,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
+sys.path.insert(0, str(ROOT))
 
 import torch
 import torch.nn.functional as F
-from dall_e import attention_masks
-from dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
+from lesson_08.dall_e import attention_masks
+from lesson_08.dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
 from figures import add_figure_flags, draw_figures, save_rows
-from generate_mnist import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
-from utils.cli import ArgumentParser, start
+from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import CaptionedImages
 from utils.machine import get_device
-from utils.plots import save_gif, save_grid
-from utils.digits import DIGIT_WORDS
+from utils.gif import save_gif
+from utils.plots import save_grid
+from utils.datasets.mnist import DIGIT_WORDS
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
 NUM_IMAGES = 10  # a row
@@ -27,7 +28,7 @@ NUM_IMAGES = 10  # a row
 def main() -> None:
     args = parse_args()
     device = get_device()
-    pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     draw_figures(FIGURES, pipeline, device, args)
 
 
@@ -70,7 +71,9 @@ def codes(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     average = torch.stack([around[tokens == code].mean(dim=0) for code in shown])
 
     middle = c.grid_size // 2
-    alone = pipeline.empty_image.repeat(len(shown), 1)
+    c = pipeline.dvae.config
+    black = torch.zeros(1, c.image_channels, c.image_size, c.image_size, device=pipeline.device)
+    alone = pipeline.dvae.encode(black).repeat(len(shown), 1)
     alone[:, middle * c.grid_size + middle] = shown
     near = slice((middle - 1) * cell, (middle + 2) * cell)
     alone = dvae.decode(alone)[:, :, near, near]
@@ -110,10 +113,13 @@ def masks(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
 
 def tokens(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image for each digit as its tokens appear, one by one."""
+    from lesson_08.playground import Playground  # which needs gradio
+
     text_tokens, u = pipeline.inputs(DIGIT_WORDS, list(range(len(DIGIT_WORDS))))
     frames = []
-    for image_tokens in pipeline.dall_e.draw_tokens(text_tokens, u=u, **DEFAULT_SAMPLING):
-        images = pipeline.decode_so_far(image_tokens)
+    playground = Playground(pipeline)
+    for image_tokens in playground.token_by_token(text_tokens, {"u": u, **DEFAULT_SAMPLING}):
+        images = playground.decode_so_far(image_tokens)
         frames.append(torch.cat(list(F.pad(images, (1, 1, 1, 1))), dim=2))
     save_gif(frames, folder / "tokens.gif", milliseconds=80, scale=3)
 
@@ -129,7 +135,7 @@ def sampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
         "top_k 5": {"top_k": 5},
         "top_p 0.95": {"top_p": 0.95},
         "guidance_scale 0": {"guidance_scale": 0.0},
-        "guidance_scale 1 to 2": {"guidance_scale": 2.0, "first_guidance_scale": 1.0},
+        "guidance_scale 1.3": {"guidance_scale": 1.3},
         "guidance_scale 2": {"guidance_scale": 2.0},
         "guidance_scale 8": {"guidance_scale": 8.0},
     }

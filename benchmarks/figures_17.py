@@ -4,23 +4,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
+sys.path.insert(0, str(ROOT))
 
 import torch
 import torch.nn.functional as F
-from diffusion import Diffusion, guided
-from diffusion_decoder import from_x_0, to_x_0
-from diffusion_prior import draw_image_embed
-from diffusion_upsampler import shrink
-from edit_mnist import principal_components
+from lesson_17.diffusion import Diffusion, guided
+from lesson_17.diffusion_decoder import from_x_0, shrink, to_x_0
+from lesson_17.diffusion_prior import draw_image_embed
+from lesson_17.edit_mnist import principal_components
 from figures import add_figure_flags, draw_figures, save_rows
-from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 from torch import Tensor
-from utils.cli import ArgumentParser, start
+from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import CaptionedImages
-from utils.machine import get_device
-from utils.digits import DIGIT_CAPTIONS, DIGIT_WORDS
-from utils.scoring import digits_of
+from utils.datasets.mnist import DIGIT_CAPTIONS, DIGIT_WORDS
+from utils.scoring import digits_of, at_random
 
 NUM_COLUMNS = 11
 TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above the columns
@@ -28,7 +27,7 @@ TWO_EACH = [caption for word in DIGIT_WORDS for caption in (word, "")]  # above 
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, get_device())
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     draw_figures(FIGURES, pipeline, pipeline.device, args)
 
 
@@ -43,7 +42,7 @@ def embeddings(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> N
     """CLIP's embeddings of 2,000 test images and of all prompts, on the two axes along which the images spread most."""
     from matplotlib.figure import Figure
 
-    shown = test_set.at_random(2000)
+    shown = at_random(test_set, 2000)
     image_embed = pipeline.clip.encode_images(shown)
     text_embed, _ = pipeline.clip.encode_prompts(DIGIT_CAPTIONS, pipeline.device)
     mean, directions = principal_components(image_embed)
@@ -134,16 +133,19 @@ def draw_words(pipeline: Pipeline, **sampling) -> Tensor:
 
 def upsampling(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """Test images made as small as the decoder's, then enlarged by hand and by the up-samplers, above the real ones."""
-    if not pipeline.upsamplers:
+    size = pipeline.decoder.config.image_size
+    if size == test_set.pixels.shape[-1]:
         return print("upsampling is left out: the decoder's images have the data's size, and there are no up-samplers.")
+    models = Path(pipeline.files["decoder"]).parents[1]
+    upsamplers = load_upsamplers(size, pipeline.decoder.config.image_channels, models)
     torch.manual_seed(0)
     real = test_set.of_different_captions(NUM_COLUMNS - 1).images()
-    size, (_, _, height, width) = pipeline.decoder.config.image_size, real.shape
+    _, _, height, width = real.shape
     small = shrink(real, size)
     rows = {
         f"{size}x{size}": F.interpolate(small, size=(height, width)),
         "enlarged by hand (bicubic)": F.interpolate(small, size=(height, width), mode="bicubic"),
-        "up-sampled": pipeline.upsample(small, num_steps=DEFAULT_SAMPLING["sampling_steps"]),
+        "up-sampled": upsample_all(upsamplers, small, list(range(len(small))), DEFAULT_SAMPLING["sampling_steps"]),
         f"real, {height}x{width}": real,
     }
     save_rows(rows, folder / "upsampling.png")

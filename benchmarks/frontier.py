@@ -8,42 +8,35 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSON = "lesson_17" if "lesson_17" in sys.argv[1:2] else "lesson_08"  # both have modules of the same names
-sys.path[:0] = [str(ROOT), str(ROOT / LESSON)]
+LESSON = "lesson_17" if "lesson_17" in sys.argv[1:2] else "lesson_08"
+sys.path.insert(0, str(ROOT))
 
 import torch
+from lesson_17.choose_mnist import choose, load_clip
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.cli import ArgumentParser, bounded, start
-from utils.data import add_data_flags, data_source, load_images
-from utils.machine import get_device
+from utils.cli import ArgumentParser, arguments_for, bounded, start
+from utils.datasets import add_data_flags, data_source, load_images
 from utils.plots import save_grid
-from utils.samples import nearest_candidates
 from utils.scoring import Judge, wilson_interval
 from utils.tables import read_rows, write_rows
 
 if LESSON == "lesson_08":
-    from generate_mnist import Pipeline, add_model_flags, load_clip
+    from lesson_08.pipeline import Pipeline, add_model_flags
 
     PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
     SETTINGS = {
-        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)],
+        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0, 3.0)],
         "temperature": [{"temperature": value} for value in (0.9, 0.8, 0.7)],
         "top_k": [{"top_k": value} for value in (50, 20, 10, 5)],
         "top_p": [{"top_p": value} for value in (0.98, 0.95, 0.9, 0.8)],
-        "guidance_scale, growing from 1": [
-            {"guidance_scale": scale, "first_guidance_scale": 1.0} for scale in (1.25, 1.5, 2.0, 2.5, 3.0)
-        ],
     }
 else:
-    from pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+    from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
     PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0}
     SETTINGS = {
         "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 2.0, 3.0)],
-        "guidance_scale, t up to 0.7 T": [
-            {"guidance_scale": scale, "guidance_interval": (0.0, 0.7)} for scale in (1.5, 2.0, 3.0)
-        ],
         "guidance_scale, prior's 1.5": [
             {"guidance_scale": scale, "prior_guidance_scale": 1.5} for scale in (1.0, 1.25, 1.5, 2.0)
         ],
@@ -56,8 +49,8 @@ NUM_SHOWN = 10  # prompts in the picture of candidates
 
 def main() -> None:
     args = parse_args()
-    device = get_device()
-    pipeline, clip = load_models(args, device)
+    pipeline, clip = load_models(args)
+    device = pipeline.device
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
     judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -88,13 +81,13 @@ def main() -> None:
     plot(file, args.output_dir / f"frontier_{LESSON}.png")
 
 
-def load_models(args, device):
+def load_models(args):
     """The pipeline of the lesson, and the CLIP that chooses."""
-    if LESSON == "lesson_08":
-        pipeline = Pipeline.load(args.dvae_checkpoint, args.dall_e_checkpoint, device, args.models, args.pretrained)
-        return pipeline, load_clip(args, pipeline.data, device) if args.candidates > 1 else None
-    pipeline = Pipeline.load(args, device)
-    return pipeline, pipeline.clip
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
+    if LESSON == "lesson_17" or args.candidates == 1:
+        return pipeline, getattr(pipeline, "clip", None)
+    channels = pipeline.data["image_channels"]
+    return pipeline, load_clip(args.clip_checkpoint, args.models, args.pretrained, channels)
 
 
 def add_candidates(judge: Judge, clip: FrozenCLIP, draw, add, args) -> None:
@@ -104,12 +97,11 @@ def add_candidates(judge: Judge, clip: FrozenCLIP, draw, add, args) -> None:
     for first in range(args.candidates):
         seeds = [first + args.candidates * i for i in range(len(samples.prompts))]
         drawn.append(draw(samples.prompts, seeds))
-        clip_scores.append(clip.similarity(drawn[-1], samples.prompts))
+        clip_scores.append(torch.tensor(choose(clip, drawn[-1], samples.prompts, 1)[1]))
     images, scores = torch.stack(drawn, dim=1), torch.stack(clip_scores, dim=1)  # (B, candidates, ...)
     numbers, shown = [number for number in CANDIDATES if number <= args.candidates], []
     for number in numbers:
-        kept = nearest_candidates(scores[:, :number].flatten(), number, 1)
-        best = images[:, :number].flatten(0, 1)[kept]
+        best = images[torch.arange(len(images)), scores[:, :number].argmax(dim=1)]
         add("candidates", str(number), best, samples.prompts)
         shown.append(best[:: len(best) // NUM_SHOWN][:NUM_SHOWN])
     captions = [f"{prompt}: {number}" for prompt in samples.prompts[:: len(best) // NUM_SHOWN] for number in numbers]
@@ -143,7 +135,6 @@ def parse_args():
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
     if LESSON == "lesson_08":
         parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip, or the included one)")
-        parser.set_defaults(clip_model=None)
     add_model_flags(parser)
     add_data_flags(parser)
     return parser.parse_args()

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
+sys.path.insert(0, str(ROOT))
 
 import torch
 import torch.nn.functional as F
-from diffusion import guided
-from diffusion_decoder import decode_image_embed
-from diffusion_prior import draw_image_embed
-from pipeline import Pipeline, add_model_flags
+from lesson_17.diffusion import guided
+from lesson_17.diffusion_decoder import decode_image_embed
+from lesson_17.diffusion_prior import draw_image_embed
+from lesson_17.pipeline import Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, bounded, start
-from utils.data import add_data_flags, data_source, load_images, map_in_parts
-from utils.machine import get_device
+from utils.cli import ArgumentParser, arguments_for, bounded, start
+from utils.data import map_in_chunks
+from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
 from utils.scoring import Judge, add_evaluation_flags
 from utils.tables import write_rows
@@ -25,7 +25,7 @@ from utils.tables import write_rows
 
 def main() -> None:
     args = parse_args()
-    pipeline = Pipeline.load(args, get_device())
+    pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,8 @@ def main() -> None:
     asked = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), args.num_samples).groups
     prompts = list(asked.values())[-1]
     text_embed, text_encodings = pipeline.clip.encode_prompts(prompts, pipeline.device)
-    x_T = SeededNoise(list(range(len(prompts)))).randn((len(prompts), *pipeline.image_shape)).to(pipeline.device)
+    c = pipeline.decoder.config
+    x_T = SeededNoise(list(range(len(prompts)))).randn((len(prompts), c.image_channels, c.image_size, c.image_size)).to(pipeline.device)
     rows = []
     for name, z_i in embeddings(pipeline, prompts, text_embed, text_encodings, train_set, test_set).items():
         for caption in (False, True):
@@ -43,7 +44,7 @@ def main() -> None:
                     pipeline.decoder, z_i, encodings if caption else None, x_T, args.guidance_scale
                 )
 
-            images = map_in_parts(draw, z_i, text_encodings, x_T, batch_size=128)
+            images = map_in_chunks(draw, z_i, text_encodings, x_T, batch_size=128)
             right = torch.stack(list(judge.right(images, prompts).values())).all(dim=0).float().mean().item()
             frechet_distance, diversity = judge.closeness(images, prompts)
             row = {"embedding": name, "caption": caption, "accuracy": right}
@@ -61,7 +62,7 @@ def embeddings(pipeline: Pipeline, prompts: list[str], text_embed: Tensor, text_
     network = guided(prior, 1.0, text_embed, text_encodings)
     # Test images: of pairs that were never seen, there are no others.
     of_images = pipeline.clip.encode_images(test_set)
-    showing = {prompt: test_set.showing(prompt) for prompt in dict.fromkeys(prompts)}
+    showing = {prompt: test_set.index_of(prompt) for prompt in dict.fromkeys(prompts)}
     mean = {prompt: F.normalize(of_images[index].mean(dim=0), dim=-1) for prompt, index in showing.items()}
     real = [showing[prompt][seed % len(showing[prompt])] for prompt, seed in zip(prompts, seeds)]
     return {

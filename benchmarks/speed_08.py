@@ -5,24 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_08")]
+sys.path.insert(0, str(ROOT))
 
 import torch
-from dall_e import DALL_E_PRESETS, DallE, sample_token
-from dvae import DVAE_PRESETS, DiscreteVAE
+from lesson_08.dall_e import DALL_E_PRESETS, DallE, sample_token
+from lesson_08.dvae import DVAE_PRESETS, DiscreteVAE
+from lesson_08.train_dvae import TRAINING as DVAE_TRAINING
+from lesson_08.train_mnist import TRAINING as DALL_E_TRAINING
 from timing import describe_machine, peak_memory, seconds, step_ms
 from torch import Tensor
-from train_dvae import TRAINING as DVAE_TRAINING
-from train_mnist import TRAINING as DALL_E_TRAINING
-from train_mnist import make_optimizers
-from utils.cli import ArgumentParser, default_preset, positive_int, start
+from utils.cli import ArgumentParser, positive_int, start
 from utils.machine import get_device
+from utils.optimizers import make_optimizers
 from utils.training import build_model
 
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--preset", choices=["cpu", "gpu"], default=default_preset(), help="whose sizes are measured")
+    parser.add_argument("--preset", choices=["small", "large"], default="small", help="whose sizes are measured")
     parser.add_argument("--num_images", type=positive_int, default=64, help="drawn at once")
     parser.add_argument(
         "--grid_sizes", type=positive_int, nargs="+", default=[4, 7, 14], help="image tokens along a side"
@@ -33,15 +33,14 @@ def main() -> None:
 
     dvae = build_model(DiscreteVAE, DVAE_PRESETS[args.preset], training)
     images = torch.rand(training.batch_size, 1, 28, 28, device=device)
-    optimizer = torch.optim.AdamW(dvae.parameters(), training.learning_rate, betas=(0.9, 0.96))
-    ms = step_ms([optimizer], training, lambda: dvae(images, tau=0.5, kl_weight=1.0)[0], device)
+    ms = step_ms(make_optimizers(dvae, training), training, lambda: dvae(images, tau=0.5, kl_weight=1.0)[0], device)
     print(f"dVAE        {ms:7.1f} ms a step of {training.batch_size}")
 
     training, config = DALL_E_TRAINING[args.preset], DALL_E_PRESETS[args.preset]
     dall_e = build_model(DallE, config, training)
     text = torch.ones(training.batch_size, config.text_seq_len, dtype=torch.long, device=device)
     tokens = torch.randint(config.image_vocab_size, (training.batch_size, config.image_seq_len), device=device)
-    ms = step_ms(make_optimizers(dall_e, training), training, lambda: dall_e(text, tokens)[0], device)
+    ms = step_ms(make_optimizers(dall_e, training, dall_e.blocks), training, lambda: dall_e(text, tokens)[0], device)
     print(f"transformer {ms:7.1f} ms a step of {training.batch_size}")
 
     print("\nimage tokens   images/s with the cache   without")

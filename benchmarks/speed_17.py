@@ -5,21 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "lesson_17")]
+sys.path.insert(0, str(ROOT))
 
 import torch
-import torch.nn.functional as F
-from clip import CLIP
-from diffusion_decoder import Decoder, decode_image_embed
-from diffusion_prior import DiffusionPrior, draw_image_embed
-from diffusion_upsampler import Upsampler
-from frozen_clip import sizes_from_clip
-from optimizers import make_optimizers
+from lesson_17.clip import CLIP
+from lesson_17.diffusion_decoder import Decoder, decode_image_embed
+from lesson_17.diffusion_prior import DiffusionPrior, draw_image_embed
+from lesson_17.diffusion_upsampler import Upsampler
+from lesson_17.train_mnist import STAGES
+from lesson_17.train_upsampler import STAGE as UPSAMPLER
 from timing import describe_machine, peak_memory, seconds, step_ms
 from torch import Tensor
-from train_mnist import STAGES
-from utils.cli import ArgumentParser, default_preset, positive_int, start
+from utils.cli import ArgumentParser, positive_int, start
 from utils.machine import get_device
+from utils.optimizers import make_optimizers
 from utils.training import build_model
 
 GUIDANCE_SCALE = 2.0
@@ -27,14 +26,15 @@ GUIDANCE_SCALE = 2.0
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--preset", choices=["cpu", "gpu"], default=default_preset(), help="whose sizes are measured")
+    parser.add_argument("--preset", choices=["small", "large"], default="small", help="whose sizes are measured")
     parser.add_argument("--num_images", type=positive_int, default=64, help="drawn at once")
     parser.add_argument("--sampling_steps", type=positive_int, nargs="+", default=[5, 20, 50], help="of both models")
     parser.add_argument("--image_sizes", type=positive_int, nargs="+", default=[28, 56], help="in pixels")
     args = parser.parse_args()
     device = get_device()
-    configs, trainings = ({stage: pair[i][args.preset] for stage, pair in STAGES.items()} for i in (0, 1))
+    configs, trainings = ({stage: pair[i][args.preset] for stage, pair in (STAGES | UPSAMPLER).items()} for i in (0, 1))
     c, training = configs["clip"], trainings["clip"]
+    sizes = {"clip_embed_dim": c.embed_dim, "clip_text_width": c.text_width, "clip_text_seq_len": c.text_seq_len}
     print(describe_machine(device, training))
 
     def conditions(batch: int) -> tuple[Tensor, Tensor]:
@@ -45,35 +45,35 @@ def main() -> None:
     images = torch.rand(training.batch_size, 1, 28, 28, device=device)
     tokens = torch.zeros(training.batch_size, c.text_seq_len, dtype=torch.long, device=device)
     caption = torch.arange(training.batch_size, device=device)
-    optimizers = make_optimizers(clip, [clip.image_encoder.blocks, clip.text_encoder.blocks], training)
+    optimizers = make_optimizers(clip, training, [*clip.image_encoder.blocks, *clip.text_encoder.blocks])
     ms = step_ms(optimizers, training, lambda: clip(images, tokens, caption, caption[:, None])[0], device)
     print(f"CLIP    {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["prior"]
-    prior = build_model(DiffusionPrior, replace(configs["prior"], **sizes_from_clip(c)), training)
+    prior = build_model(DiffusionPrior, replace(configs["prior"], **sizes), training)
     text_embed, encodings = conditions(training.batch_size)
-    optimizers = make_optimizers(prior, [prior.blocks], training)
+    optimizers = make_optimizers(prior, training, prior.blocks)
     ms = step_ms(
-        optimizers, training, lambda: diffusion_loss(prior, torch.randn_like(text_embed), text_embed, encodings), device
+        optimizers, training, lambda: prior.diffusion.loss(prior, torch.randn_like(text_embed), text_embed, encodings), device
     )
     print(f"prior   {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["decoder"]
-    config = replace(configs["decoder"], **sizes_from_clip(c))
+    config = replace(configs["decoder"], **sizes)
     decoder = build_model(Decoder, config, training)
     x_0, (image_embed, encodings) = (
         torch.randn(training.batch_size, 1, 28, 28, device=device),
         conditions(training.batch_size),
     )
-    optimizers = make_optimizers(decoder, [], training)
-    ms = step_ms(optimizers, training, lambda: diffusion_loss(decoder, x_0, image_embed, encodings), device)
+    optimizers = make_optimizers(decoder, training)
+    ms = step_ms(optimizers, training, lambda: decoder.diffusion.loss(decoder, x_0, image_embed, encodings), device)
     print(f"decoder {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["upsampler"]
     upsampler = build_model(Upsampler, configs["upsampler"], training)
     x_0, small = (torch.rand(training.batch_size, 1, size, size, device=device) for size in (28, 14))
-    optimizers = make_optimizers(upsampler, [], training)
-    ms = step_ms(optimizers, training, lambda: diffusion_loss(upsampler, x_0, small), device)
+    optimizers = make_optimizers(upsampler, training)
+    ms = step_ms(optimizers, training, lambda: upsampler.diffusion.loss(upsampler, x_0, small), device)
     print(f"up-sampler, 14 to 28 {ms:7.1f} ms a step of {training.batch_size}")
 
     print("\nimage size   sampling steps   images/s, prior and decoder, guided")
@@ -90,14 +90,6 @@ def main() -> None:
 
             print(f"{size:10}   {steps:14}   {args.num_images / seconds(draw, device=device):8.1f}")
     print(f"\n{peak_memory(device)}")
-
-
-def diffusion_loss(network: DiffusionPrior | Decoder | Upsampler, x_0: Tensor, *conditions: Tensor) -> Tensor:
-    """DDPM, algorithm 1, as in training."""
-    t = torch.randint(1, network.diffusion.num_timesteps + 1, (len(x_0),), device=x_0.device)
-    eps = torch.randn_like(x_0)
-    predicted = network(network.diffusion.q_sample(x_0, t, eps), t, *conditions)
-    return F.mse_loss(predicted.float(), network.diffusion.target(x_0, t, eps))
 
 
 if __name__ == "__main__":

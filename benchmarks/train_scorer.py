@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from utils.cli import ArgumentParser, start
-from utils.data import CaptionedImages, DataSource, load_images
+from utils.data import CaptionedImages, DataSource
+from utils.datasets import load_images
 from utils.machine import get_device
 from utils.scoring import SCORER_FILE, Scorer, digits_of
 

@@ -17,9 +17,10 @@ from scripts import ROOT, refused
 pytest.importorskip("gradio", reason="no gradio here")
 
 from lesson_08.dall_e import filtered_probs
-from lesson_08.generate_mnist import DEFAULT_SAMPLING, Pipeline
+from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline
 from lesson_08.playground import SLIDERS, Playground
 from utils.cli import UserError
+from utils.scoring import load_scorer
 
 PICTURES = "The pictures"
 NOISE = "x_t above the x_0 that is predicted of it"
@@ -36,15 +37,20 @@ def read(scorer, images):
 
 @pytest.fixture(scope="module")
 def playground():
-    pipeline = Pipeline.load(None, None, torch.device("cpu"), pretrained="mnist")
-    return Playground(pipeline, get_clip=None)
+    return Playground(Pipeline.load(pretrained="mnist"))
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """What reads digits."""
+    return load_scorer("cpu")
 
 
 @pytest.mark.parametrize("change", [{}, {"guidance_scale": 3.0, "top_k": 4}, {"temperature": 1.5, "top_p": 0.8}])
 def test_the_distribution_shown_is_that_of_the_draw(playground, change):
     """A token is where the cumulative probability of the distribution shown passes the number that decides its draw."""
     sampling = tuple({**DEFAULT_SAMPLING, **change}[name] for name in SLIDERS)
-    (*_, (_, drawing)) = playground.draw("seven", 3, False, *sampling)
+    (*_, (_, drawing)) = playground.draw("seven", 3, *sampling)
     _, u = playground.pipeline.inputs(["seven"] * 8, list(range(3, 11)))
     for which, place in [(0, 0), (2, 17), (5, 24), (7, 48)]:
         probs, codes = playground.distribution(drawing, which, place)
@@ -171,15 +177,6 @@ def test_dall_e_completes_a_drawing(dall_e_page, visit):
 def is_whole(images):
     """Whether no token of the images (B, C, H, H) is still gray, for want of being drawn."""
     return ((images[:, :, -4:, -4:] - 0.4).abs() > 0.01).any()
-
-
-@needs_browser
-def test_clip_chooses_among_candidates(dall_e_page, visit, scorer):
-    visitor = visit(dall_e_page)
-    before = visitor.wait(lambda: visitor.address_of(PICTURES))
-    visitor.one("input[type=checkbox]").click()
-    visitor.wait(lambda: visitor.address_of(PICTURES) != before)
-    assert read(scorer, visitor.images(PICTURES, columns=4)) == [0] * 8
 
 
 @needs_browser

@@ -1,11 +1,11 @@
 """What is measured with the scorer has the known answers: real digits, wrong prompts, no variety, copies."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 
 from benchmarks.train_scorer import train_scorer
+from lesson_08 import pipeline as pipeline_08
+from lesson_17 import pipeline as pipeline_17
 from utils.data import DataSource
 from utils.datasets.colored_mnist import all_asked_for, paint
 from utils.datasets.mnist import load_mnist_5k
@@ -162,19 +162,5 @@ def test_the_weights_that_come_along_draw_what_is_asked_for(lesson, dataset, dig
 
 def pretrained(lesson, dataset):
     """A lesson's models with the included weights, and their default sampling."""
-    if lesson == "lesson_08":
-        import generate_mnist
-
-        return generate_mnist.Pipeline.load(None, None, "cpu", pretrained=dataset), generate_mnist.DEFAULT_SAMPLING
-    import pipeline
-
-    names = (
-        "models",
-        "prior_checkpoint",
-        "decoder_checkpoint",
-        "clip_checkpoint",
-        "clip_model",
-        "upsampler_checkpoint",
-    )
-    args = Namespace(**dict.fromkeys(names), pretrained=dataset)
-    return pipeline.Pipeline.load(args, torch.device("cpu")), pipeline.DEFAULT_SAMPLING
+    pipeline = pipeline_08 if lesson == "lesson_08" else pipeline_17
+    return pipeline.Pipeline.load(pretrained=dataset), pipeline.DEFAULT_SAMPLING
