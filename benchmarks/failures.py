@@ -71,9 +71,7 @@ FAILURES = {
     ),
     "clip_stuck": Failure(
         "lesson_17",
-        [
-            "python lesson_17/train_clip.py --num_training_steps 250 --learning_rate 0.5 --output_dir output/broken"
-        ],
+        ["python lesson_17/train_clip.py --num_training_steps 250 --learning_rate 0.5 --output_dir output/broken"],
         "output/broken/clip/sample-250.png",
     ),
     "unscaled": Failure(

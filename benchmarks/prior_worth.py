@@ -34,7 +34,11 @@ def main() -> None:
     prompts = list(asked.values())[-1]
     text_embed, text_encodings = pipeline.clip.encode_prompts(prompts, pipeline.device)
     c = pipeline.decoder.config
-    x_T = SeededNoise(list(range(len(prompts)))).randn((len(prompts), c.image_channels, c.image_size, c.image_size)).to(pipeline.device)
+    x_T = (
+        SeededNoise(list(range(len(prompts))))
+        .randn((len(prompts), c.image_channels, c.image_size, c.image_size))
+        .to(pipeline.device)
+    )
     rows = []
     for name, z_i in embeddings(pipeline, prompts, text_embed, text_encodings, train_set, test_set).items():
         for caption in (False, True):

@@ -54,7 +54,10 @@ def main() -> None:
     text_embed, encodings = conditions(training.batch_size)
     optimizers = make_optimizers(prior, training, prior.blocks)
     ms = step_ms(
-        optimizers, training, lambda: prior.diffusion.loss(prior, torch.randn_like(text_embed), text_embed, encodings), device
+        optimizers,
+        training,
+        lambda: prior.diffusion.loss(prior, torch.randn_like(text_embed), text_embed, encodings),
+        device,
     )
     print(f"prior   {ms:7.1f} ms a step of {training.batch_size}")
 

@@ -19,8 +19,9 @@ ROOMS = {
         "utils/scorer.safetensors",
         "lesson_08/evaluate_mnist.py",
         "lesson_17/evaluate_mnist.py",
-        "tests/test_scoring.py",
         "benchmarks",
+        "tests/test_scoring.py",
+        "tests/test_evaluating.py",
         "tests/test_figures.py",
     ],
     "edits": ["lesson_17/edit_mnist.py", "tests/test_edits.py"],
@@ -52,7 +53,7 @@ OF_THE_HOUSE = ["tests/test_readmes.py", "tests/test_rooms.py"]
 
 def copy_without(rooms, folder):
     """The repository in a new folder, without the files of some rooms and without the tests of the whole house."""
-    ignored = shutil.ignore_patterns(".git", ".venv*", "output", "data", "figures", "colored_mnist", "*cache*")
+    ignored = shutil.ignore_patterns(".git", ".venv*", "output", "data", "*cache*")
     shutil.copytree(ROOT, folder, ignore=ignored)
     (folder / "output").mkdir()
     for file in sum((ROOMS[room] for room in rooms), []) + OF_THE_HOUSE:
@@ -61,11 +62,6 @@ def copy_without(rooms, folder):
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def run_core_scripts(folder):
-    """The five core scripts in a copy, as small as they go, in one process: what they print, and its exit code."""
-    return subprocess.run([sys.executable, "tests/core_scripts.py"], cwd=folder, capture_output=True, text=True)
 
 
 def run_core_tests(folder, *flags):
@@ -77,8 +73,10 @@ def run_core_tests(folder, *flags):
 def main():
     for rooms in [*([room] for room in ROOMS), list(ROOMS)]:
         with tempfile.TemporaryDirectory() as folder:
-            copy_without(rooms, Path(folder) / "copy")
-            results = [run(Path(folder) / "copy") for run in (run_core_scripts, run_core_tests)]
+            copy = Path(folder) / "copy"
+            copy_without(rooms, copy)
+            scripts = [sys.executable, "tests/core_scripts.py", "."]
+            results = [subprocess.run(scripts, cwd=copy, capture_output=True, text=True), run_core_tests(copy)]
             print(", ".join(rooms), [result.returncode for result in results], flush=True)
             for result in results:
                 if result.returncode:

@@ -175,7 +175,9 @@ def test_string_annotations_change_neither_flags_nor_checks(name, tmp_path, monk
 
     def parser_of(config):
         training = TrainingConfig(3, 4, 1e-2)
-        return TrainingParser("A training.", {name: ({"small": config()}, {"small": training})}, tmp_path, {"image_size"})
+        return TrainingParser(
+            "A training.", {name: ({"small": config()}, {"small": training})}, tmp_path, {"image_size"}
+        )
 
     def flags_of(parser):
         return {action.dest: (action.type, action.choices, type(action)) for action in parser._actions}

@@ -15,6 +15,7 @@ from lesson_08.dall_e import (
     KeyValueCache,
     attention_masks,
     attention_types,
+    filtered_probs,
     sample_token,
 )
 from lesson_08.dvae import DiscreteVAE, DVAEConfig
@@ -214,6 +215,13 @@ def test_sampled_frequencies_are_the_filtered_probabilities(filters, kept):
     expected = torch.zeros(4)
     expected[kept] = probs[kept] / probs[kept].sum()
     torch.testing.assert_close(frequencies, expected, atol=2e-3, rtol=0)
+
+
+def test_filtered_probs_leave_the_others_as_they_were():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()[:, [2, 0, 3, 1]]
+    probs, tokens = filtered_probs(logits, 1.0, 0, 0.7)
+    assert tokens.tolist() == [[1, 3, 0, 2]]
+    torch.testing.assert_close(probs, torch.tensor([[0.5, 0.3, 0, 0]]))
 
 
 def test_temperature_sharpens():

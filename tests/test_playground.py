@@ -14,9 +14,9 @@ import torch
 from browser import PATIENCE, Server, Visitor, needs_browser
 from scripts import ROOT, refused
 
-pytest.importorskip("gradio", reason="no gradio here")
+for needed in ("gradio", "lesson_17.edit_mnist", "utils.scoring", "utils.datasets.colored_mnist"):
+    pytest.importorskip(needed, reason=f"no {needed} here")
 
-from lesson_08.dall_e import filtered_probs
 from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline
 from lesson_08.playground import SLIDERS, Playground
 from utils.cli import UserError
@@ -46,11 +46,57 @@ def scorer():
     return load_scorer("cpu")
 
 
+def defaults(**change):
+    """The values of the sliders."""
+    return tuple({**DEFAULT_SAMPLING, **change}[name] for name in SLIDERS)
+
+
+def cells(picture):
+    """The gray images of a picture of the page, four in a row, (B, 28, 28) of 0 .. 255."""
+    pixels = torch.tensor(np.array(picture))[::5, ::5]
+    return pixels.unfold(0, 30, 30).unfold(1, 30, 30).flatten(0, 1)[:, 1:-1, 1:-1]
+
+
+@pytest.fixture(scope="module")
+def sevens(playground):
+    """What a visitor sees while sevens are drawn, and their Drawing at last."""
+    *drawn, (last, drawing) = playground.draw("seven", 3, *defaults())
+    return [cells(picture) for picture, _ in drawn], cells(last), drawing
+
+
+def test_pictures_appear_token_by_token(sevens, scorer):
+    pictures, last, drawing = sevens
+    assert len(pictures) == 50 and drawing.prompt == "seven" and drawing.image_tokens.shape == (8, 49)
+    for count, picture in enumerate(pictures):
+        of_tokens = picture.unfold(1, 4, 4).unfold(2, 4, 4).flatten(3).flatten(1, 2)  # (8, 49, 16)
+        gray = (of_tokens == 102).all(dim=-1)  # 0.4
+        assert gray[:, count:].all() and not gray[:, :count].any()
+    assert torch.equal(pictures[-1], last) and read(scorer, last[:, None] / 255).count(7) >= 7
+
+
+def test_what_is_drawn_at_once_is_what_is_drawn_token_by_token(playground, sevens):
+    picture, drawing = playground.redraw("seven", 3, *defaults())
+    assert torch.equal(drawing.image_tokens, sevens[2].image_tokens) and torch.equal(cells(picture), sevens[1])
+
+
+def test_a_drawing_is_completed_below_what_is_kept_of_it(playground):
+    canvas = np.zeros((280, 280, 4), dtype=np.uint8)
+    canvas[..., 3] = 255
+    canvas[40:80, 60:200, :3] = 255  # the bar of a seven
+    pictures = [cells(picture) for picture in playground.complete({"composite": canvas}, 3, "seven", 0, *defaults())]
+    assert len(pictures) == 1 + 49 - 3 * 7
+    first, last = pictures[0], pictures[-1].float()
+    assert (first[:, 12:] == 102).all() and (first == first[0]).all()
+    bar = torch.zeros(28, 28)
+    bar[4:8, 6:20] = 255
+    assert (last[:, :8] - bar[:8]).abs().mean() < 20
+    assert (last[:, 16:] - last[0, 16:]).abs().mean() > 5  # different ways to go on
+
+
 @pytest.mark.parametrize("change", [{}, {"guidance_scale": 3.0, "top_k": 4}, {"temperature": 1.5, "top_p": 0.8}])
 def test_the_distribution_shown_is_that_of_the_draw(playground, change):
     """A token is where the cumulative probability of the distribution shown passes the number that decides its draw."""
-    sampling = tuple({**DEFAULT_SAMPLING, **change}[name] for name in SLIDERS)
-    (*_, (_, drawing)) = playground.draw("seven", 3, *sampling)
+    _, drawing = playground.redraw("seven", 3, *defaults(**change))
     _, u = playground.pipeline.inputs(["seven"] * 8, list(range(3, 11)))
     for which, place in [(0, 0), (2, 17), (5, 24), (7, 48)]:
         probs, codes = playground.distribution(drawing, which, place)
@@ -80,25 +126,17 @@ def test_what_is_kept_of_a_drawing_is_its_top(playground):
         playground.top_of({"composite": None}, rows=2)
 
 
-def test_what_a_code_would_show_is_around_its_place(playground):
-    *_, (_, drawing) = playground.draw("eight", 0, False, *DEFAULT_SAMPLING.values())
+def test_what_a_code_would_show_is_around_its_place(playground, sevens):
+    drawing = sevens[2]
     drawn = drawing.image_tokens[2, 24:25]
     (shown,) = playground.around(drawing, 2, 24, drawn)
     torch.testing.assert_close(shown, playground.pipeline.dvae.decode(drawing.image_tokens[2:3])[0, :, 8:20, 8:20])
 
 
-def test_filtered_probs_leave_the_others_as_they_were():
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()[:, [2, 0, 3, 1]]
-    probs, tokens = filtered_probs(logits, 1.0, 0, 0.7)
-    assert tokens.tolist() == [[1, 3, 0, 2]]
-    torch.testing.assert_close(probs, torch.tensor([[0.5, 0.3, 0, 0]]))
-
-
 @pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
 def test_without_gradio_it_says_what_to_install(lesson):
     hide = f"import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('{lesson}/playground.py', run_name='__main__')"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / lesson)}
-    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=ROOT, env=environment)
+    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=ROOT)
     refused(result, "pip install -r requirements-playground.txt")
 
 

@@ -5,8 +5,11 @@ import torch
 from safetensors.torch import save_file
 from scripts import ROOT, read_image, refused, script, succeeds
 
-from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint
+from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, save_checkpoint
 from utils.cli import UserError
+
+PROMPTS = {"mnist": "seven", "colored_mnist": "a thick red seven"}
+INCLUDED = [name for name in PRETRAINED if (ROOT / "lesson_08/pretrained" / name).is_dir()]  # a room can be missing
 
 
 def test_they_are_taken_where_nothing_is_trained(tmp_path, monkeypatch, capsys):
@@ -55,8 +58,10 @@ def test_they_can_be_named_from_where_one_is(tmp_path):
     names = [f"--{name}_checkpoint=pretrained/mnist/{name}.safetensors" for name in ("prior", "decoder")]
     draw = ("lesson_17/generate_mnist.py", *names, "--prompts", "7", "--output_dir", tmp_path)
     succeeds(*draw, cwd=ROOT / "lesson_17")
-    other = "--clip_checkpoint=pretrained/colored_mnist/clip.safetensors"
-    refused(script(*draw, other, cwd=ROOT / "lesson_17"), "another CLIP")
+    other = load_checkpoint(ROOT / "lesson_17/pretrained/mnist/clip.safetensors", "clip")
+    other["model"]["logit_scale"] += 1
+    save_checkpoint(tmp_path / "other.pt", other)
+    refused(script(*draw, "--clip_checkpoint", tmp_path / "other.pt", cwd=ROOT / "lesson_17"), "another CLIP")
 
 
 def test_a_broken_file_is_answered_in_one_sentence(tmp_path):
@@ -67,10 +72,10 @@ def test_a_broken_file_is_answered_in_one_sentence(tmp_path):
     refused(script("lesson_08/generate_mnist.py", *flags, "--prompts", "7"), "not a checkpoint of this project")
 
 
-@pytest.mark.parametrize("dataset, prompt", [("mnist", "seven"), ("colored_mnist", "a thick red seven")])
+@pytest.mark.parametrize("dataset", INCLUDED)
 @pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
-def test_the_scripts_draw_with_them(lesson, dataset, prompt, tmp_path):
-    flags = ("--pretrained", dataset, "--prompts", prompt, "--num_samples", 4)
+def test_the_scripts_draw_with_them(lesson, dataset, tmp_path):
+    flags = ("--pretrained", dataset, "--prompts", PROMPTS[dataset], "--num_samples", 4)
     succeeds(f"{lesson}/generate_mnist.py", *flags, "--output_dir", tmp_path)
     drawn = torch.stack([read_image(file) for file in tmp_path.glob("0*.png")]).float() / 255
     assert drawn.shape == (4, 3 if dataset == "colored_mnist" else 1, 28, 28)
@@ -80,7 +85,7 @@ def test_the_scripts_draw_with_them(lesson, dataset, prompt, tmp_path):
 
 @pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
 def test_they_are_small_and_name_no_place_of_the_machine_that_made_them(lesson):
-    for dataset in PRETRAINED:
+    for dataset in INCLUDED:
         files = list((ROOT / lesson / "pretrained" / dataset).glob("*"))
         assert {file.suffix for file in files} == {".safetensors"} and sum(f.stat().st_size for f in files) < 4.5e6
         for file in files:

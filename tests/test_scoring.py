@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
+
 from benchmarks.train_scorer import train_scorer
 from lesson_08 import pipeline as pipeline_08
 from lesson_17 import pipeline as pipeline_17

@@ -16,7 +16,8 @@ SIZES = [*CLIP_SIZES, *OTHER_SIZES]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a run with spaces")
-    succeeds("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, "--output_dir", folder, cwd=ROOT / "lesson_17")
+    flags = (*TINY, *STEPS, *SIZES, "--save_every", 1, "--output_dir", folder)
+    succeeds("lesson_17/train_mnist.py", *flags, cwd=ROOT / "lesson_17")
     return folder
 
 
@@ -27,8 +28,9 @@ def models(trained, steps=2):
 
 def test_all_stages_write_what_they_promise(trained):
     for stage in ("clip", "prior", "decoder"):
-        names = files_of(trained / stage)
-        assert names == {f"{stage}-2.pt", "sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+        checkpoints = {f"{stage}-1.pt", f"{stage}-2.pt"}
+        others = {"sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
+        assert files_of(trained / stage) == checkpoints | others
     with open(trained / "clip/metrics.csv") as file:
         assert next(csv.DictReader(file)).keys() >= {"loss", "floor", "logit_scale"}
     with open(trained / "prior/held_out_metrics.csv") as file:
@@ -138,22 +140,25 @@ def test_a_new_clip_makes_the_others_new(trained, tmp_path):
 
 
 def test_a_stage_that_was_stopped_half_way_is_no_finished_one(trained, tmp_path):
-    def cut_off(folder):
-        shutil.copytree(trained, folder)
-        long = ("--width", 8, "--head_dim", 8, "--num_training_steps", 4, "--save_every", 2)
-        succeeds("lesson_17/train_decoder.py", *TINY, *long, "--output_dir", folder)
-        (folder / "decoder/decoder-4.pt").unlink()
-        return folder
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "decoder/decoder-2.pt").unlink()
+    assert train_all(folder) == ["decoder"]
+    assert (folder / "decoder/earlier-1/decoder-1.pt").exists()
 
-    resumed = cut_off(tmp_path / "resumed")
-    flags = ("--num_training_steps", 4, "--resume")
-    output = succeeds(
-        "lesson_17/train_decoder.py", *TINY, "--width", 8, "--head_dim", 8, *flags, "--output_dir", resumed
-    )
-    assert "Resuming from" in output.stdout and (resumed / "decoder/decoder-4.pt").exists()
-    anew = cut_off(tmp_path / "anew")
-    output = succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, "--num_training_steps", 4, "--output_dir", anew).stdout
-    assert "decoder is trained already" not in output and (anew / "decoder/earlier-2/decoder-2.pt").exists()
+
+@pytest.mark.parametrize("stopped, never_begun", [("decoder", []), ("prior", ["decoder"])])
+def test_resume_skips_what_is_finished_and_goes_on_with_what_is_not(stopped, never_begun, trained, tmp_path):
+    """Stopped in any stage, the same command with --resume ends with the weights of a run that was not stopped."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / stopped / f"{stopped}-2.pt").unlink()
+    for stage in never_begun:
+        shutil.rmtree(folder / stage)
+    output = succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, *STEPS, "--output_dir", folder, "--resume").stdout
+    assert f"Resuming from {folder / stopped / stopped}-1.pt" in output and not list(folder.rglob("earlier-*"))
+    assert output.count("is trained already") == 2 - len(never_begun)
+    for stage in ("clip", "prior", "decoder"):
+        before, after = (torch.load(path / stage / f"{stage}-2.pt")["model"] for path in (trained, folder))
+        assert all(torch.equal(after[name], weights) for name, weights in before.items()), stage
 
 
 def test_a_stage_does_not_go_on_past_its_end(trained, tmp_path):
