@@ -136,7 +136,7 @@ def parse_args():
 
 def break_and_run(failure: Failure, root: Path, args) -> Path:
     """Break a copy of the repository in `root`, run the commands there, and return the picture."""
-    for folder in ("lesson_08", "lesson_17", "utils"):  # lesson 17 takes its tokenizer from lesson 8
+    for folder in ("lesson_08", "lesson_17", "utils"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
     for kind in ("dvae", "dall_e", "clip", "prior", "decoder", "upsampler_28"):
         newest = newest_checkpoint(ROOT / "output" / kind, kind)
@@ -152,7 +152,7 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
     data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
     for command in failure.commands:
         _, script, *flags = shlex.split(command)
-        takes_data = [] if script == "lesson_17/generate_mnist.py" else data
+        takes_data = [] if script.endswith("generate_mnist.py") else data
         subprocess.run([sys.executable, script, *flags, *takes_data], cwd=root, check=True)
     return root / failure.picture
 

@@ -1,15 +1,15 @@
 """DALL·E: one transformer over text tokens, then image tokens (arXiv 2102.12092, section 2.2, appendix B).
 
-A caption and an image become one sequence, and the model learns to predict each token from those before it.
-To draw is to write the caption and let the model go on:
+A caption and an image become one sequence, and the model learns to predict each token from those before it. To draw an
+image, the model is given the caption and continues it:
 
     position   0       1 ... T       T+1 ... T+N
     token      start   the caption   the image's tokens, row by row
 
-Ours departs from the paper in three ways. Captions are dropped now and then in training, so that sampling can be guided
-(classifier-free guidance, arXiv 2207.12598, came after the paper). A few of the image tokens that the model reads in
-training are wrong, while those it predicts are right, so that an unlucky token does not derail the rest of a drawing. And
-the paper has a second start token between caption and image, where ours predicts the image from the caption's last place.
+Ours departs from the paper in three ways. Some captions are dropped in training, so that sampling can be guided
+(classifier-free guidance, arXiv 2207.12598). Some image tokens that the model reads in training are wrong, though never
+those it predicts, so that an unlucky token does not derail the rest of a drawing. And the paper has a second start
+token before the image, whose first token ours predicts from the last text position.
 
 B batch, T text tokens, N image tokens in a W x W grid, S = T + N positions that predict a token, V text vocabulary,
 K image vocabulary, D width.
@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 @dataclass
 class DallEConfig:
-    """Sizes of the transformer; the defaults are the `small` preset. Raises ValueError if a number is out of range, the
-    heads do not divide the width, or the kernel of the last layer is even."""
+    """Sizes of the transformer; the defaults are the `small` preset. Raises ValueError for sizes that do not work."""
 
     text_vocab_size: int = 1024  # V, with the pad id; at most, for a training; 16,384 in the paper
-    pad_id: int = 0  # the tokenizer's; fills a caption up to T, and a caption of nothing else is the null caption
+    pad_id: int = 0  # the tokenizer's; fills a caption up to T
     text_seq_len: int = 6  # T; 256 in the paper
     image_vocab_size: int = 256  # K, the dVAE's codebook; 8,192 in the paper
     grid_size: int = 7  # W, the dVAE's grid
@@ -46,16 +45,15 @@ class DallEConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if type(f.default) is int and not (f.name != "pad_id") <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+            least = 0 if f.name == "pad_id" else 1
+            if type(f.default) is int and not least <= value < 10**9:
+                raise ValueError(f"{f.name} {value} is not a whole number from {least} up.")
             if type(f.default) is float and not 0 <= value <= 1:
                 raise ValueError(f"{f.name} {value} is not in [0, 1].")
         if self.num_layers > 1000 or self.pad_id >= self.text_vocab_size:
             raise ValueError("num_layers is 1,000 or less, and pad_id less than text_vocab_size.")
         if self.dim % self.num_heads or self.conv_kernel_size % 2 == 0:
-            raise ValueError(
-                f"num_heads {self.num_heads} does not divide dim {self.dim}, or conv_kernel_size is not odd."
-            )
+            raise ValueError(f"num_heads does not divide dim {self.dim}, or conv_kernel_size is not odd.")
 
     @property
     def image_seq_len(self) -> int:
@@ -67,28 +65,19 @@ DALL_E_PRESETS = {
     "small": DallEConfig(),
     "large": DallEConfig(text_vocab_size=4096, dim=256, num_layers=8, num_heads=4, dropout=0.1),
     "paper": DallEConfig(
-        text_vocab_size=16384,
-        text_seq_len=256,
-        image_vocab_size=8192,
-        grid_size=32,
-        dim=62 * 64,
-        num_layers=64,
-        num_heads=62,
-        conv_kernel_size=11,
-        caption_dropout=0.0,
-        token_corruption=0.0,
+        text_vocab_size=16384, text_seq_len=256, image_vocab_size=8192, grid_size=32, dim=62 * 64, num_layers=64,
+        num_heads=62, conv_kernel_size=11, caption_dropout=0.0, token_corruption=0.0,
     ),
-}
+}  # fmt: skip
 
 
 def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dict[str, Tensor]:
     """The three sparse causal masks of appendix B.1, figure 11: which keys (columns) a query (row) attends to.
 
-    Every position attends to the text before it, `num_text` positions; an image position also attends
-
-    row: to itself and the W image positions before it, back to the one right above it; column: to itself and the image
-    positions above it; conv: to those of a square kernel around itself that come before it, wrapping around the grid's
-    edges. Returns {name: (num_text + W^2, num_text + W^2) bool}.
+    Every position attends to the first `num_text` positions, up to itself. An image position also attends to itself and
+    row: the W image positions before it, back to the one right above it; column: the image positions above it; conv:
+    the earlier ones of a square kernel around it, which wraps around the grid's edges.
+    Returns {name: (num_text + W^2, num_text + W^2) bool}.
     """
     position = torch.arange(num_text + grid_size**2)
     query, key = position[:, None], position[None, :]
@@ -103,18 +92,18 @@ def attention_masks(num_text: int, grid_size: int, conv_kernel_size: int) -> dic
 
 
 def attention_types(num_layers: int) -> list[str]:
-    """The mask of each layer: row, column, row, row, again and again, and conv in the last (appendix B.1)."""
+    """The mask of each layer: row, column, row, row, repeated, and conv in the last (appendix B.1)."""
     return ["column" if layer % 4 == 1 else "row" for layer in range(num_layers - 1)] + ["conv"]
 
 
 class KeyValueCache:
-    """Keys and values that a layer has computed, so that a new position costs one position's work."""
+    """Keys and values that a layer has computed, so that a new token costs one position's work."""
 
     def __init__(self):
         self.keys = self.values = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (B, heads, new, D / heads); returns all there are."""
+        """Append keys and values (B, heads, new, D / heads); returns all of them."""
         if self.keys is not None:
             keys = torch.cat([self.keys, keys], dim=2)
             values = torch.cat([self.values, values], dim=2)
@@ -123,7 +112,7 @@ class KeyValueCache:
 
 
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with small first weights, as GPT-2's, and a bias of zeros."""
+    """A linear layer with GPT-2's first weights, and a bias of zeros."""
     layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.normal_(layer.weight, std=0.02)
     if bias:
@@ -132,7 +121,7 @@ def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
 
 
 def embedding(num_embeddings: int, dim: int) -> nn.Embedding:
-    """An embedding with first weights as small."""
+    """An embedding with the same first weights."""
     return nn.Embedding.from_pretrained(0.02 * torch.randn(num_embeddings, dim), freeze=False)
 
 
@@ -187,7 +176,7 @@ class DallE(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads, c.dropout) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
-        # A joint softmax could put an image token among the text, or the reverse; each place keeps to its own kind.
+        # One softmax for each kind of token, as a joint one could draw an image token in the text, or the reverse.
         self.to_text_logits = linear(c.dim, self.num_text_ids)
         self.to_image_logits = linear(c.dim, c.image_vocab_size)
         # The start position counts as text. The last image token is predicted, never read, so it has no position.
@@ -195,11 +184,11 @@ class DallE(nn.Module):
             self.register_buffer(f"{name}_mask", mask[:-1, :-1], persistent=False)
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy, each
-        the mean over its own tokens (section 2.2). Returns it and both parts, in nats a token.
+        """The loss of captions (B, T) and their images (B, N): 1/8 text and 7/8 image cross-entropy (section 2.2).
 
-        In training mode, a fraction `caption_dropout` of the captions becomes the null caption, and a fraction
-        `token_corruption` of the image tokens is read as another image's token of the same place.
+        Returns the loss and both parts, in nats a token. In training mode a fraction `caption_dropout` of the captions
+        becomes the null caption, and a fraction `token_corruption` of the image tokens that it reads are another
+        image's.
         """
         context = image_tokens
         if self.training:
@@ -215,7 +204,7 @@ class DallE(nn.Module):
 
     @property
     def null_caption(self) -> Tensor:
-        """The caption of no caption, (T,): what training drops to, and what guidance steers away from."""
+        """T pads: what stands for "no caption" in training, and what guidance steers away from."""
         return torch.full((self.config.text_seq_len,), self.config.pad_id, device=self.start.device)
 
     def text_ids(self, text_tokens: Tensor) -> Tensor:
@@ -253,22 +242,16 @@ class DallE(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        text_tokens: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        guidance_scale: float = 1.0,
-        prefix: Tensor | None = None,
-        u: Tensor | None = None,
+        self, text_tokens: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        guidance_scale: float = 1.0, prefix: Tensor | None = None, u: Tensor | None = None,
         num_tokens: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Draw the image tokens (B, N) of captions (B, T), or the first num_tokens of them.
 
-        temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all.
-        top_p: keep the likeliest tokens that together reach this probability. guidance_scale: 1 is the model as
-        trained; more exaggerates what the caption changes, and 0 ignores it. prefix (B, n): first image tokens to go on from,
-        the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
+        temperature: divides the logits; 0 takes the likeliest token. top_k: keep the k likeliest tokens, 0 all. top_p:
+        keep the likeliest tokens that together reach this probability. guidance_scale: 0 ignores the caption, 1 is the
+        model as trained, more exaggerates the caption. prefix (B, n): the first image tokens, which are continued, as
+        in the paper's image completion (figure 2d). u (B, N): uniform numbers in [0, 1) that decide every draw.
         """
         num_images, num_tokens = len(text_tokens), num_tokens or self.config.image_seq_len
         u = torch.rand(num_images, num_tokens, device=text_tokens.device) if u is None else u
@@ -297,14 +280,13 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float, u
     probs, tokens = filtered_probs(logits, temperature, top_k, top_p)
     cumulative = probs.cumsum(dim=-1)
     index = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
-    # Rounding may carry u past the last token kept.
-    index = index.clamp(max=(probs > 0).sum(dim=-1, keepdim=True) - 1)
+    index = index.clamp(max=(probs > 0).sum(dim=-1, keepdim=True) - 1)  # rounding may carry u past the last token kept
     return tokens.gather(1, index).squeeze(1)
 
 
 def filtered_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities (B, K) and their tokens (B, K), the likeliest first, of logits (B, K) at a temperature above 0; those of
-    the tokens that are filtered out are 0, and the others are left as they were, so that their sum is 1 or less."""
+    """The probabilities of logits (B, K), the likeliest first, and their tokens, (B, K) each. Those of the tokens that
+    are filtered out are 0; the others are not rescaled. The temperature is above 0."""
     probs, tokens = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     if top_k:
         probs[:, top_k:] = 0

@@ -1,11 +1,10 @@
 """The discrete VAE: images <-> a grid of image tokens (DALL·E, arXiv 2102.12092, section 2.1, appendix A).
 
-The encoder gives, for each cell of a small grid, a distribution over a codebook of K codes; the decoder
-paints an image from one code per cell. Choosing a code has no gradient, so training relaxes the choice
-with the Gumbel-softmax and lowers its temperature tau until the relaxed choice is nearly a hard one.
+The encoder predicts a distribution over a codebook of K codes for each cell of a small grid; the decoder draws an image
+from one code per cell. Choosing a code has no gradient, so training relaxes the choice with the Gumbel-softmax and
+lowers its temperature tau until the relaxed choice is nearly a hard one.
 
-B batch, C image channels, H image height and width, h token grid height and width, K codebook size,
-D codebook width.
+B batch, C image channels, H image height and width, h token grid height and width, K codebook size, D codebook width.
 """
 
 import math
@@ -22,8 +21,7 @@ MIN_LOG_B = 0.0  # floor of the predicted scale, see logit_laplace_nll
 
 @dataclass
 class DVAEConfig:
-    """Sizes of the discrete VAE; the defaults are the `small` preset. Raises ValueError if a number is out of range, or
-    the image cannot be halved `num_downsamples` times."""
+    """Sizes of the discrete VAE; the defaults are the `small` preset. Raises ValueError for sizes that do not work."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C
@@ -41,11 +39,8 @@ class DVAEConfig:
                 raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
         if self.hidden_dim < 4 or max(self.num_blocks, self.num_downsamples) > 100 or not 0 <= self.beta < math.inf:
             raise ValueError("hidden_dim is 4 or more, num_blocks and num_downsamples 100 or less, and beta 0 or more.")
-        if self.image_size % 2**self.num_downsamples:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}, "
-                f"which {self.num_downsamples} down-samplings need."
-            )
+        if self.image_size % 2**self.num_downsamples:  # it is halved num_downsamples times
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {2**self.num_downsamples}.")
 
     @property
     def grid_size(self) -> int:
@@ -57,21 +52,15 @@ DVAE_PRESETS = {
     "small": DVAEConfig(),
     "large": DVAEConfig(codebook_dim=128, hidden_dim=64, num_blocks=2),
     "paper": DVAEConfig(
-        image_size=256,
-        image_channels=3,
-        codebook_size=8192,
-        codebook_dim=128,
-        hidden_dim=256,
-        num_downsamples=3,
-        num_blocks=2,
-        beta=6.6,
+        image_size=256, image_channels=3, codebook_size=8192, codebook_dim=128, hidden_dim=256,
+        num_downsamples=3, num_blocks=2, beta=6.6,
     ),
-}
+}  # fmt: skip
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
-    """A convolution that keeps height and width, its first weights of unit gain, as in the released code. PyTorch's own are
-    smaller, and in short trials the codebook spread more slowly from them."""
+    """A convolution that keeps height and width, its first weights of unit gain, as in the released code. With
+    PyTorch's, which are smaller, the codebook came into use more slowly in short trials."""
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.weight[0].numel()))
     nn.init.zeros_(layer.bias)
@@ -79,8 +68,8 @@ def conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """Bottleneck block (appendix A.1). Width, order and gain are those of the released code's encoder: a quarter of the
-    channels inside, ReLU first, the 1x1 convolution last. (In its decoder the 1x1 comes first.)"""
+    """A bottleneck block (appendix A.1), with the width, order and gain of the released code's encoder. (In its decoder
+    the 1x1 convolution comes first.)"""
 
     def __init__(self, in_channels: int, out_channels: int, gain: float):
         super().__init__()
@@ -88,15 +77,11 @@ class ResBlock(nn.Module):
         self.gain = gain
         self.skip = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
         self.residual = nn.Sequential(
-            nn.ReLU(),
-            conv(in_channels, hidden, 3),
-            nn.ReLU(),
-            conv(hidden, hidden, 3),
-            nn.ReLU(),
-            conv(hidden, hidden, 3),
-            nn.ReLU(),
-            conv(hidden, out_channels, 1),
-        )
+            nn.ReLU(), conv(in_channels, hidden, 3),
+            nn.ReLU(), conv(hidden, hidden, 3),
+            nn.ReLU(), conv(hidden, hidden, 3),
+            nn.ReLU(), conv(hidden, out_channels, 1),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.gain * self.residual(x)
@@ -116,7 +101,7 @@ def res_blocks(in_channels: int, widths: list[int], num_blocks: int, between: nn
 
 
 class DiscreteVAE(nn.Module):
-    """Images to tokens and back; `forward` is the evidence lower bound that training raises."""
+    """Images to tokens and back; `forward` is the training loss, the evidence lower bound with its sign turned."""
 
     def __init__(self, config: DVAEConfig):
         super().__init__()
@@ -137,11 +122,11 @@ class DiscreteVAE(nn.Module):
         )
 
     def forward(self, images: Tensor, tau: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, equation (1) with its sign turned, of images (B, C, H, H) in [0, 1]: nats a pixel value.
+        """The loss, equation (1), of images (B, C, H, H) in [0, 1], in nats a pixel value.
 
-        tau: temperature of the relaxation. kl_weight: the multiple of `beta` in force, see kl_weight_schedule.
-        Returns the loss and its parts: `nll` nats a pixel value, `kl` nats a token, and of the hard tokens in the
-        batch `perplexity` and `codes_used`, both at most K.
+        tau: temperature of the relaxation. kl_weight: the multiple of `beta`, see kl_weight_schedule. Returns the loss,
+        its parts `nll`, in nats a pixel value, and `kl`, in nats a token, and what codebook_use says of the hard
+        tokens.
         """
         x = map_pixels(images)
         logits = self.encoder(x).float()  # (B, K, h, w)
@@ -163,7 +148,7 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, image_tokens: Tensor) -> Tensor:
-        """Image tokens (B, h*w) to images (B, C, H, H) in [0, 1], the median that the decoder predicts."""
+        """Image tokens (B, h*w) to images (B, C, H, H) in [0, 1], the median of the predicted distribution."""
         codes = rearrange(self.codebook(image_tokens), "b (h w) d -> b d h w", h=self.config.grid_size)
         mu, _ = self.decoder(codes).chunk(2, dim=1)
         return unmap_pixels(torch.sigmoid(mu))
@@ -182,8 +167,8 @@ def unmap_pixels(x: Tensor) -> Tensor:
 def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
     """Negative log-likelihood of mapped pixels x in (0, 1), elementwise, in nats: appendix A.3, equation (2).
 
-    The logit of x is Laplace-distributed, with median mu and scale b. MNIST's background is exactly black, and a
-    scale without a floor shrinks to nothing there: the loss would be all background, and the strokes would blur.
+    The logit of x is Laplace-distributed, with median mu and scale b. Without a floor, b shrinks to nothing on MNIST's
+    black background: the loss would be all background, and the strokes would blur.
     """
     log_b = log_b.clamp(min=MIN_LOG_B)
     return (torch.logit(x) - mu).abs() * torch.exp(-log_b) + log_b + math.log(2) + torch.log(x * (1 - x))
@@ -196,8 +181,8 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def codebook_use(image_tokens: Tensor, codebook_size: int) -> dict[str, Tensor]:
-    """How much of the codebook some tokens use: `perplexity`, exp of the entropy of their histogram, and the number
-    of `codes_used`. A codebook that collapses has a perplexity near 1."""
+    """How much of the codebook some tokens use: the `perplexity` of their histogram, exp of its entropy, 1 for a
+    codebook that has collapsed and at most K, and the number of `codes_used`."""
     counts = torch.bincount(image_tokens.flatten(), minlength=codebook_size)
     entropy = torch.special.entr(counts / counts.sum()).sum()
     return {"perplexity": entropy.exp(), "codes_used": (counts > 0).sum()}
@@ -211,9 +196,9 @@ def tau_schedule(progress: float) -> float:
 def kl_weight_schedule(progress: float) -> float:
     """Multiple of beta at a fraction `progress` of the training: a cosine from 12 to 1 in the first third.
 
-    The paper's rises from 0 to 1 (appendix A.2). In a short training the encoder then learns within the first hundred steps
-    to choose one code for everything, with certainty, since that is without the noise of the relaxation; and what is certain
-    has no gradient left to change it. A high cost of certainty in the beginning prevents that.
+    The paper's rises from 0 to 1 (appendix A.2). In a short training, the encoder then learns within a hundred steps to
+    choose one code everywhere, with certainty, as that avoids the noise of the relaxation; and a certain choice has no
+    gradient that could change it. A high cost of certainty at the beginning prevents that.
     """
     return cosine(12.0, 1.0, progress / 0.33)
 

@@ -24,8 +24,7 @@ TRAINING = {  # steps, images a step, learning rate
     "paper": TrainingConfig(3_000_000, 512, 1e-4, weight_decay=1e-4, ema_decay=0.999),
 }
 FROM_DATA = {"image_size", "image_channels"}
-NUM_HELD_OUT = 1000  # test images that each sample step measures
-NUM_SHOWN = 16  # and shows
+NUM_HELD_OUT, NUM_SHOWN = 1000, 16  # test images that each sample step measures, and shows
 
 
 def main() -> None:
@@ -35,11 +34,10 @@ def main() -> None:
     config, training = parser.configs(args)["dvae"]
     train_set, test_set, source = load_images(data_source(args), args.data_dir, get_device())
     held_out = test_set.subset(slice(NUM_HELD_OUT))
-
     config = with_sizes(config, image_size=source.image_size, image_channels=source.image_channels)
     dvae = build_model(DiscreteVAE, config, training)
-    optimizers = make_optimizers(dvae, training)
-    folder = args.output_dir
+    optimizers, folder = make_optimizers(dvae, training), args.output_dir
+
     with Run("dvae", dvae, optimizers, training, folder, data=data_entry(train_set, source)) as run:
         for step, index in run.steps(len(train_set), args.resume):
             images = train_set.images(index)  # (B, C, H, H) in [0, 1]
@@ -47,34 +45,30 @@ def main() -> None:
             tau = tau_schedule(progress)
             with run.autocast():
                 loss, metrics = dvae(images, tau, kl_weight_schedule(progress))
-            run.update(loss, **metrics, tau=tau)  # backward, clipping, the rate's schedule, AdamW, averaging, log
+            run.update(loss, **metrics, tau=tau)  # backward, clipping, learning rate, AdamW, averaging, log
 
             if run.is_due(training.sample_every):
-                with run.evaluation() as averaged:  # the averaged weights, where the preset keeps them
+                with run.evaluation() as averaged:  # with the averaged weights, where the preset keeps them
                     reconstructions, measured = evaluate(averaged, held_out, training.batch_size)
                 run.log_held_out(measured)
                 if run.is_main:
-                    draw(held_out.images(), reconstructions, measured, run.step, folder / f"sample-{run.step}.png")
+                    title = f"step {run.step}: originals above reconstructions, MSE {measured['mse']:.4f}, "
+                    title += f"{measured['codes_used']} codes used, perplexity {measured['perplexity']:.0f}"
+                    rows = torch.cat([held_out.images(slice(NUM_SHOWN)), reconstructions[:NUM_SHOWN]])
+                    save_grid(rows, folder / f"sample-{run.step}.png", columns=NUM_SHOWN, title=title)
                     plot_metrics(folder, "dvae")
             if run.is_due(training.save_every):
                 run.save()
 
 
 def evaluate(dvae: DiscreteVAE, images: CaptionedImages, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-    """What images are decoded to from their hard tokens, (N, C, H, H) in [0, 1]; the mean squared error of the pixels, and how
-    much of the codebook the tokens use."""
+    """The reconstructions of images from their hard tokens, (N, C, H, H) in [0, 1]; the mean squared error of the
+    pixels, and how much of the codebook the tokens use."""
     image_tokens = images.map(dvae.encode, batch_size)
     reconstructions = map_in_chunks(dvae.decode, image_tokens, batch_size=batch_size)
     mse = (reconstructions - images.images()).square().mean()
     measured = {"mse": mse, **codebook_use(image_tokens, dvae.config.codebook_size)}
     return reconstructions, {name: value.item() for name, value in measured.items()}
-
-
-def draw(images: Tensor, reconstructions: Tensor, measured: dict[str, float], step: int, path: Path) -> None:
-    """Some images above their reconstructions."""
-    title = f"step {step}: originals above reconstructions, MSE {measured['mse']:.4f}, "
-    title += f"{measured['codes_used']} codes used, perplexity {measured['perplexity']:.0f}"
-    save_grid(torch.cat([images[:NUM_SHOWN], reconstructions[:NUM_SHOWN]]), path, columns=NUM_SHOWN, title=title)
 
 
 if __name__ == "__main__":

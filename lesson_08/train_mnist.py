@@ -32,9 +32,7 @@ TRAINING = {  # steps, images a step, learning rate
     ),
 }
 FROM_DATA = {"pad_id", "text_seq_len", "image_vocab_size", "grid_size"}
-DVAE_CHECKPOINT = (
-    "the dVAE whose tokens are learned (default: newest in a folder dvae beside --output_dir, or in output/dvae)"
-)
+DVAE_CHECKPOINT = "dVAE whose tokens are learned (default: newest in dvae beside --output_dir, or in output/dvae)"
 TEXT_SEQ_LEN = f"tokens of a caption that are read (default: what the captions need, at most {MOST_TOKENS})"
 NUM_HELD_OUT = 1000  # test images that each sample step measures
 
@@ -46,11 +44,10 @@ def main() -> None:
     add_data_flags(parser)
     args = parser.parse_args()
     config, training = parser.configs(args)["dall_e"]
-    device = get_device()
+    folder, device = args.output_dir, get_device()
     Threads(training.num_threads).choose()  # encoding all images is work, too
 
-    beside = find_checkpoint(args.dvae_checkpoint, "dvae", args.output_dir.parent)
-    dvae_file = beside or find_checkpoint(None, "dvae")
+    dvae_file = find_checkpoint(args.dvae_checkpoint, "dvae", folder.parent) or find_checkpoint(None, "dvae")
     if dvae_file is None:
         raise UserError("There is no dVAE yet; train one with python lesson_08/train_dvae.py, at the root.")
     dvae_checkpoint = load_checkpoint(dvae_file, "dvae")
@@ -67,20 +64,14 @@ def main() -> None:
     held_out_captions = CaptionTable(tokenizer, held_out.captions, captions.text_seq_len, device)
     prompts = sample_captions(test_set)
     sample_text = tokenizer.encode(prompts, captions.text_seq_len).to(device)
-    config = with_sizes(
-        config,
-        text_vocab_size=tokenizer.vocab_size,
-        pad_id=PAD_ID,
-        text_seq_len=captions.text_seq_len,
-        image_vocab_size=dvae.config.codebook_size,
-        grid_size=dvae.config.grid_size,
-    )
 
-    dall_e = build_model(DallE, config, training)
+    text_sizes = {"text_vocab_size": tokenizer.vocab_size, "pad_id": PAD_ID, "text_seq_len": captions.text_seq_len}
+    image_sizes = {"image_vocab_size": dvae.config.codebook_size, "grid_size": dvae.config.grid_size}
+    dall_e = build_model(DallE, with_sizes(config, **text_sizes, **image_sizes), training)
     optimizers = make_optimizers(dall_e, training, dall_e.blocks)
     learned_from = {"dvae": {"file": str(dvae_file.absolute()), "fingerprint": fingerprint(dvae.state_dict())}}
     origin = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json(), "sources": learned_from}
-    with Run("dall_e", dall_e, optimizers, training, args.output_dir, **origin) as run:
+    with Run("dall_e", dall_e, optimizers, training, folder, **origin) as run:
         for _, index in run.steps(len(train_set), args.resume):
             text_tokens = captions.draw(train_set.draw_captions(index))  # (B, T), one valid caption of each image
             image_tokens = train_tokens[index]  # (B, N)
@@ -95,14 +86,14 @@ def main() -> None:
                     measured = evaluate(averaged, held_out_text, test_tokens, training.batch_size)
                 run.log_held_out(measured)
                 if run.is_main:
-                    write_sample_grid(images, prompts, run.step, args.output_dir)
-                    plot_metrics(args.output_dir, "dall_e")
+                    write_sample_grid(images, prompts, run.step, folder)
+                    plot_metrics(folder, "dall_e")
             if run.is_due(training.save_every):
                 run.save()
 
 
 def evaluate(dall_e: DallE, text_tokens: Tensor, image_tokens: Tensor, batch_size: int) -> dict[str, float]:
-    """The losses of captions (N, T) and their images (N, N), in nats a token."""
+    """The mean losses of captions (M, T) and their images (M, N), in nats a token."""
 
     def losses(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
         _, parts = dall_e(text_tokens, image_tokens)

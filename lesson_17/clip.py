@@ -1,14 +1,13 @@
-"""CLIP: images and captions as neighbors in one space (arXiv 2103.00020; its use in DALL·E 2, arXiv 2204.06125, section 2).
+"""CLIP: images and captions as neighbors in one space (arXiv 2103.00020; in DALL·E 2, arXiv 2204.06125, section 2).
 
-Two transformers, one that reads images and one that reads captions, learn to give an image and its caption embeddings
-that point the same way, and to tell them from all the others of the batch. DALL·E 2 then works in that space.
+One transformer reads images and one reads captions. They learn to embed an image and its caption in the same direction,
+away from all others of the batch. DALL·E 2 then works in that space.
 
-Ours departs from the paper in what counts as right. Where captions repeat within a batch, as those of digits do, every
-valid caption of an image is a right answer, not only the one that it came with. Where each image has a caption of its own,
-this is the paper's loss.
+Ours departs from the paper where captions repeat within a batch, as those of digits do: every valid caption of an image
+is a right answer, not only the one that it came with. Where no caption repeats, this is the paper's loss.
 
-B batch, K captions of an image, C image channels, H image height and width, N image patches, T text tokens,
-E embedding size, D width.
+B batch, K captions of an image, C image channels, H image height and width, N patches, T text tokens, E embedding size,
+D width.
 """
 
 import math
@@ -22,10 +21,20 @@ from torch import Tensor, nn
 MAX_LOGIT_SCALE = 100.0  # section 2.5 of the CLIP paper
 
 
+def check_numbers(config) -> None:
+    """Raises ValueError if a size of a config is not 1 or more, or a fraction not in [0, 1]."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        least = 0 if f.name == "pad_id" else 1
+        if type(f.default) is int and not least <= value < 10**9:
+            raise ValueError(f"{f.name} {value} is not a whole number from {least} up.")
+        if type(f.default) is float and not 0 <= value <= 1:
+            raise ValueError(f"{f.name} {value} is not in [0, 1].")
+
+
 @dataclass
 class CLIPConfig:
-    """Sizes of both encoders; the defaults are the `small` preset. Raises ValueError if a number is out of range, the
-    patches do not divide the image, or the heads a width."""
+    """Sizes of both encoders; the defaults are the `small` preset. Raises ValueError for sizes that do not work."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C
@@ -42,10 +51,7 @@ class CLIPConfig:
     embed_dim: int = 64  # E
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if type(f.default) is int and not (f.name != "pad_id") <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
+        check_numbers(self)
         if max(self.image_layers, self.text_layers) > 1000 or self.pad_id >= self.text_vocab_size:
             raise ValueError("image_layers and text_layers are 1,000 or less, and pad_id less than text_vocab_size.")
         if self.image_size % self.patch_size:
@@ -57,31 +63,14 @@ class CLIPConfig:
 CLIP_PRESETS = {
     "small": CLIPConfig(),
     "large": CLIPConfig(
-        patch_size=4,
-        image_width=192,
-        image_layers=6,
-        image_heads=4,
-        text_vocab_size=4096,
-        text_width=128,
-        text_heads=4,
-        embed_dim=128,
+        patch_size=4, image_width=192, image_layers=6, image_heads=4,
+        text_vocab_size=4096, text_width=128, text_heads=4, embed_dim=128,
     ),
-    # The CLIP of DALL·E 2, a ViT-H/16 (appendix C).
-    "paper": CLIPConfig(
-        image_size=256,
-        image_channels=3,
-        patch_size=16,
-        image_width=1280,
-        image_layers=32,
-        image_heads=16,
-        text_vocab_size=49408,
-        text_seq_len=76,
-        text_width=1024,
-        text_layers=24,
-        text_heads=16,
-        embed_dim=1024,
+    "paper": CLIPConfig(  # the CLIP of DALL·E 2, a ViT-H/16 (appendix C)
+        image_size=256, image_channels=3, patch_size=16, image_width=1280, image_layers=32, image_heads=16,
+        text_vocab_size=49408, text_seq_len=76, text_width=1024, text_layers=24, text_heads=16, embed_dim=1024,
     ),
-}
+}  # fmt: skip
 
 
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
@@ -134,7 +123,7 @@ class Block(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A vision transformer (arXiv 2010.11929); what its class token has gathered is the image's feature."""
+    """A vision transformer (arXiv 2010.11929); the feature of its class token is the image's."""
 
     def __init__(self, c: CLIPConfig):
         super().__init__()
@@ -157,14 +146,13 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A causal transformer; what the end of the text has gathered is the caption's feature."""
+    """A causal transformer; the feature of the end of the text is the caption's."""
 
     def __init__(self, c: CLIPConfig):
         super().__init__()
         self.pad_id = c.pad_id
-        self.embed_token = nn.Embedding.from_pretrained(
-            0.02 * torch.randn(c.text_vocab_size, c.text_width), freeze=False
-        )
+        token_weights = 0.02 * torch.randn(c.text_vocab_size, c.text_width)
+        self.embed_token = nn.Embedding.from_pretrained(token_weights, freeze=False)
         self.positions = nn.Parameter(0.01 * torch.randn(c.text_seq_len, c.text_width))
         self.blocks = nn.ModuleList(Block(c.text_width, c.text_heads) for _ in range(c.text_layers))
         self.norm = nn.LayerNorm(c.text_width)
@@ -193,8 +181,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, H) in [0, 1] to embeddings of length 1, (B, E); those of another size are resized, and gray ones take
-        the place of colored ones."""
+        """Images (B, C, H, H) in [0, 1], or of another size, or gray for C = 3, to embeddings of length 1, (B, E)."""
         size, channels = self.config.image_size, self.config.image_channels
         if images.shape[1:] != (channels, size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -202,7 +189,7 @@ class CLIP(nn.Module):
         return F.normalize(self.image_encoder(2 * images - 1).float(), dim=-1)
 
     def encode_text(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions (B, T), each with at least one pad behind it, to embeddings of length 1, (B, E), and the encodings of
+        """Captions (B, T), each followed by at least one pad, to embeddings of length 1, (B, E), and the encodings of
         their tokens, (B, T, D), which the prior and the decoder read too."""
         features, encodings = self.text_encoder(text_tokens)
         return F.normalize(features.float(), dim=-1), encodings.float()
@@ -212,9 +199,7 @@ class CLIP(nn.Module):
         with torch.autocast(image_embed.device.type, enabled=False):  # bfloat16 cannot tell 60 from 60.2
             return self.logit_scale.exp() * image_embed @ text_embed.T
 
-    def forward(
-        self, images: Tensor, text_tokens: Tensor, caption: Tensor, caption_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, text_tokens: Tensor, caption: Tensor, caption_ids: Tensor) -> tuple[Tensor, dict]:
         """The contrastive loss (figure 3 of the CLIP paper) of images (B, C, H, H) in [0, 1] and captions (B, T).
 
         caption (B,): the index of each caption. caption_ids (B, K): the indices of each image's valid captions.
@@ -230,13 +215,12 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clip_logit_scale(self) -> None:
-        """Keep the scale of the logits at MAX_LOGIT_SCALE or less, after each update. It is the parameter that is cut off,
-        so that it still has a gradient at its limit."""
+        """Keep the scale at MAX_LOGIT_SCALE or less, after each update; a clamp in `forward` would stop its gradient."""
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, (B, ...) of each, one after another; gradients go back to the process they came from."""
+    """x (B, ...) of all processes, concatenated; gradients go back to the process they came from."""
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(x))
@@ -253,9 +237,8 @@ def valid_pairs(caption: Tensor, caption_ids: Tensor) -> Tensor:
 def contrastive_loss(logits: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits_per_image (B, B), along its rows and its columns, and the least that it can be, in nats.
 
-    is_valid (B, B) bool: the captions that are right for each image, and share the probability of being right equally. With
-    one right caption for each image the floor is 0, and this is the paper's loss; with several, no model can know which
-    one the image came with.
+    is_valid (B, B) bool: the valid captions of each image, equally likely to be the one that it came with. With one for
+    each image the least is 0, and this is the paper's loss.
     """
     captions_of_image = is_valid / is_valid.sum(dim=1, keepdim=True)
     images_of_caption = is_valid.T / is_valid.T.sum(dim=1, keepdim=True)

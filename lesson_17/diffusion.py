@@ -1,11 +1,10 @@
 """The noise process that the prior and the decoder share: DDPM (arXiv 2006.11239) and DDIM (arXiv 2010.02502).
 
-Gaussian noise is added to a clean x_0 step by step, t = 1 ... T. A network that is given x_t and t learns to predict what
-was clean, x_0, or what was noise, eps, or a mixture of both, v; whichever it predicts, the others follow from x_t. To
-sample, start from noise, x_T, and go back to t = 0. Nothing here knows what x is or what the network is told besides.
+Gaussian noise is added to a clean x_0 step by step, t = 1 ... T. A network that reads x_t and t learns to predict x_0,
+or the noise, eps, or a mixture of both, v; whichever it predicts, the others follow from x_t. Sampling starts from
+noise, x_T, and goes back to t = 0. Nothing here knows what x is, or what else the network reads.
 
-The noise process is written with alphas_cumprod, the fraction of x_0's variance that is left at t (the bar over alpha in
-the papers); it is 1 at t = 0.
+alphas_cumprod is the fraction of x_0's variance that is left at t (the papers' alpha with a bar), 1 at t = 0.
 """
 
 import math
@@ -21,8 +20,7 @@ MAX_BETA = 0.999  # something of x_0 is left at every t
 def linear_betas(num_timesteps: int) -> Tensor:
     """Variance that each step adds, t = 1 ... T: DDPM, section 4, stretched to other T. (T,) float64."""
     scale = 1000 / num_timesteps
-    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
-    return betas.clamp(max=MAX_BETA)
+    return torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64).clamp(max=MAX_BETA)
 
 
 def cosine_betas(num_timesteps: int, offset: float = 0.008) -> Tensor:
@@ -45,15 +43,12 @@ def check_diffusion(num_timesteps: int, schedule: str, prediction: str) -> None:
 
 
 class Diffusion(nn.Module):
-    """The schedule and all that follows from it.
-
-    prediction: what the networks predict, "x_0", "eps", or "v" (arXiv 2202.00512, appendix D).
-    """
+    """The schedule and all that follows from it. prediction: what networks predict, "x_0", "eps", or "v" (arXiv
+    2202.00512, appendix D)."""
 
     def __init__(self, num_timesteps: int = 1000, schedule: str = "cosine", prediction: str = "v"):
         super().__init__()
-        self.num_timesteps = num_timesteps
-        self.prediction = prediction
+        self.num_timesteps, self.prediction = num_timesteps, prediction
         alphas_cumprod = (1 - BETAS[schedule](num_timesteps)).cumprod(dim=0)
         alphas_cumprod = F.pad(alphas_cumprod, (1, 0), value=1.0)  # at t = 0 ... T
         # Both roots are taken in float64: near t = 0, float32 would keep few digits of 1 - alphas_cumprod.
@@ -62,8 +57,7 @@ class Diffusion(nn.Module):
         self.register_buffer("sqrt_one_minus_alphas_cumprod", (1 - alphas_cumprod).sqrt().to(dtype), persistent=False)
 
     def at(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t = sqrt(alphas_cumprod) and b_t = sqrt(1 - alphas_cumprod) at t, () or (B,), shaped to multiply x (B, ...):
-        x_t = a_t x_0 + b_t eps."""
+        """a_t = sqrt(alphas_cumprod) and b_t = sqrt(1 - alphas_cumprod) at t, () or (B,), in a shape to multiply x."""
         shape = (-1,) + (1,) * (x.ndim - 1)
         return self.sqrt_alphas_cumprod[t].view(shape), self.sqrt_one_minus_alphas_cumprod[t].view(shape)
 
@@ -78,8 +72,8 @@ class Diffusion(nn.Module):
         return {"x_0": x_0, "eps": eps, "v": a_t * eps - b_t * x_0}[self.prediction]
 
     def loss(self, network: Callable, x_0: Tensor, *conditions, t: Tensor | None = None) -> Tensor:
-        """DDPM, algorithm 1: the mean squared error of what network(x_t, t, *conditions) predicts of x_0 (B, ...), noised to
-        random timesteps, or to t (B,)."""
+        """DDPM, algorithm 1: the mean squared error of network(x_t, t, *conditions) for x_0 (B, ...) at random
+        timesteps, or at t (B,)."""
         if t is None:
             t = torch.randint(1, self.num_timesteps + 1, (len(x_0),), device=x_0.device)
         eps = torch.randn_like(x_0)
@@ -88,7 +82,7 @@ class Diffusion(nn.Module):
         return F.mse_loss(predicted.float(), self.target(x_0, t, eps))
 
     def x_0_and_eps(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What a prediction says that x_t (B, ...) is made of."""
+        """x_0 and eps, (B, ...) each, that follow from what is predicted of x_t."""
         a_t, b_t = self.at(t, x_t)
         if self.prediction == "v":
             return a_t * x_t - b_t * predicted, b_t * x_t + a_t * predicted
@@ -105,27 +99,20 @@ class Diffusion(nn.Module):
         return mean, (1 - alpha) * b_s**2 / b_t**2
 
     def timesteps(self, num_steps: int) -> list[Tensor]:
-        """num_steps + 1 of them, or T + 1 if that is less, from T to 0, evenly spaced."""
-        num_steps = min(num_steps, self.num_timesteps)
-        t = torch.linspace(self.num_timesteps, 0, num_steps + 1, device=self.sqrt_alphas_cumprod.device)
-        return list(t.round().long())
+        """num_steps + 1 timesteps, at most T + 1, from T to 0, evenly spaced."""
+        count = min(num_steps, self.num_timesteps) + 1
+        return list(torch.linspace(self.num_timesteps, 0, count, device=self.sqrt_alphas_cumprod.device).round().long())
 
     @torch.no_grad()
     def sample(
-        self,
-        network: Callable,
-        x_T: Tensor,
-        num_steps: int,
-        sampler: str = "ddim",
-        eta: float = 0.0,
-        randn: Callable = torch.randn,
-        x_0_range: float = math.inf,
-    ) -> Tensor:
+        self, network: Callable, x_T: Tensor, num_steps: int,
+        sampler: str = "ddim", eta: float = 0.0, randn: Callable = torch.randn, x_0_range: float = math.inf,
+    ) -> Tensor:  # fmt: skip
         """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
 
         sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
-        s, with as much fresh noise as `eta` says: 0 none, 1 as much as DDPM. randn(shape) gives that noise. The
-        predicted x_0 is kept within +-x_0_range.
+        s, with a fraction `eta` of fresh noise: 0 none, 1 as much as DDPM. randn(shape) draws that noise. The predicted
+        x_0 is clamped to +-x_0_range.
         """
         x, steps = x_T, self.timesteps(num_steps)
         for t, s in zip(steps, steps[1:]):
@@ -135,7 +122,7 @@ class Diffusion(nn.Module):
     def step(
         self, network: Callable, x_t: Tensor, t: Tensor, s: Tensor, sampler: str, eta: float, randn: Callable, x_0_range
     ) -> tuple[Tensor, Tensor]:
-        """One step of `sample`, from x_t to x_s for an s < t: x_s and the x_0 that was predicted, (B, ...) each."""
+        """One step of `sample`, from x_t to x_s for an s < t: x_s and the predicted x_0, (B, ...) each."""
         x_0, eps = self.predict(network, x_t, t, x_0_range)
         if sampler == "ddpm":
             x_s, variance = self.q_posterior(x_0, x_t, t, s)
@@ -146,7 +133,7 @@ class Diffusion(nn.Module):
         return x_s, x_0
 
     def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
-        """The x_0 and the eps that the network predicts of x_t (B, ...), that x_0 kept within +-x_0_range."""
+        """The x_0 and eps that the network predicts from x_t (B, ...), with x_0 clamped to +-x_0_range."""
         x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
         if x_0_range < math.inf:
             x_0 = x_0.clamp(-x_0_range, x_0_range)
@@ -165,7 +152,7 @@ class Diffusion(nn.Module):
 def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
     """Classifier-free guidance (arXiv 2207.12598): model(x_t, t, *conditions, conditional) becomes a network(x_t, t).
 
-    guidance_scale: 0 is the unconditional model, 1 the conditional one; more exaggerates what the conditions change.
+    guidance_scale: 0 is the unconditional model, 1 the conditional one; more exaggerates the conditions.
     """
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -181,14 +168,13 @@ def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:
 
 
 def drop_condition(condition: Tensor, null: Tensor, probability: float) -> Tensor:
-    """Each of the conditions (B, ...) replaced by the learned null (...) with some probability; with probability 1 all of
-    them, which makes the network the unconditional one."""
+    """Conditions (B, ...), each replaced by the learned null (...) with some probability; 1 is unconditional."""
     dropped = torch.rand(len(condition), device=condition.device) < probability
     return torch.where(dropped.view(-1, *[1] * null.ndim), null, condition)
 
 
 def timestep_encoding(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of timesteps (B,) at `dim` / 2 frequencies each, (B, dim)."""
+    """Cosines and sines of timesteps (B,) at dim / 2 frequencies, (B, dim)."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,20 +1,19 @@
 """The diffusion decoder: a CLIP image embedding -> an image that has it (DALL·E 2, arXiv 2204.06125, section 2.1).
 
-GLIDE's U-Net (unet.py), which is told the image embedding in two ways: added to the timestep embedding, and as four extra
-tokens beside the caption's in the context that attention reads.
-
-Ours departs from the paper in that the caption's tokens come encoded by CLIP, not by a text transformer of the decoder's
-own, and that the network does not predict the variance.
+GLIDE's U-Net (unet.py) reads the image embedding in two ways: added to the timestep embedding, and as four extra tokens
+beside the caption's in the context that attention reads. Ours departs from the paper in that CLIP encodes the caption's
+tokens, not a text transformer of the decoder's own, and that the network does not predict the variance.
 
 B batch, C image channels, H image height and width, E size of CLIP's embeddings, T text tokens, D context width.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from lesson_17.clip import check_numbers
 from lesson_17.diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from lesson_17.unet import UNet, check_unet
 from torch import Tensor, nn
@@ -24,8 +23,7 @@ NUM_IMAGE_TOKENS = 4  # section 2.1
 
 @dataclass
 class DecoderConfig:
-    """Sizes of the U-Net; the defaults are the `small` preset. Raises ValueError if a number is out of range, or the
-    heads do not divide the width of a level with attention."""
+    """Sizes of the U-Net; the defaults are the `small` preset. Raises ValueError for sizes that do not work."""
 
     image_size: int = 28  # H
     image_channels: int = 1  # C
@@ -44,12 +42,7 @@ class DecoderConfig:
     prediction: str = "v"  # eps in the paper; the x_0 that follows from v does not blow up where t is large
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if type(f.default) is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-            if type(f.default) is float and not 0 <= value <= 1:
-                raise ValueError(f"{f.name} {value} is not in [0, 1].")
+        check_numbers(self)
         check_unet(self.width, self.width_multipliers, self.num_blocks)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         if self.num_attention_levels > len(self.width_multipliers):
@@ -63,23 +56,14 @@ DECODER_PRESETS = {
     "small": DecoderConfig(),
     "large": DecoderConfig(width=64, num_blocks=2, num_attention_levels=2),
     "paper": DecoderConfig(  # appendix C
-        image_size=64,
-        image_channels=3,
-        clip_embed_dim=1024,
-        clip_text_width=1024,
-        clip_text_seq_len=256,
-        width=512,
-        width_multipliers=(1, 2, 3, 4),
-        num_blocks=3,
-        num_attention_levels=3,
-        head_dim=64,
-        prediction="eps",
+        image_size=64, image_channels=3, clip_embed_dim=1024, clip_text_width=1024, clip_text_seq_len=256, width=512,
+        width_multipliers=(1, 2, 3, 4), num_blocks=3, num_attention_levels=3, head_dim=64, prediction="eps",
     ),
-}
+}  # fmt: skip
 
 
 class Decoder(nn.Module):
-    """The U-Net: from x_t, t, the image embedding and the caption to what diffusion.py wants predicted."""
+    """The U-Net: from x_t, t, the image embedding and the caption to what `prediction` names."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -91,35 +75,20 @@ class Decoder(nn.Module):
         self.image_to_time = nn.Linear(c.clip_embed_dim, dim)
         self.image_to_tokens = nn.Linear(c.clip_embed_dim, NUM_IMAGE_TOKENS * dim)
         self.encodings_to_tokens = nn.Linear(c.clip_text_width, dim)
-        # What stands in for a dropped image embedding and a dropped caption.
-        self.null_image_embed = nn.Parameter(
-            c.clip_embed_dim**-0.5 * torch.randn(c.clip_embed_dim)
-        )  # of length 1, about
+        # These replace a dropped image embedding, of length 1, and a dropped caption.
+        self.null_image_embed = nn.Parameter(c.clip_embed_dim**-0.5 * torch.randn(c.clip_embed_dim))
         self.null_caption = nn.Parameter(torch.randn(c.clip_text_seq_len, c.clip_text_width))
-        self.unet = UNet(
-            c.image_channels,
-            c.image_channels,
-            dim,
-            c.width,
-            c.width_multipliers,
-            c.num_blocks,
-            c.num_attention_levels,
-            c.head_dim,
-        )
+        levels = c.width, c.width_multipliers, c.num_blocks, c.num_attention_levels, c.head_dim
+        self.unet = UNet(c.image_channels, c.image_channels, dim, *levels)
 
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        image_embed: Tensor,
-        text_encodings: Tensor | None = None,
-        conditional: bool = True,
+        self, x_t: Tensor, t: Tensor, image_embed: Tensor, text_encodings: Tensor | None = None, conditional=True
     ) -> Tensor:
         """Noised images (B, C, H, H) at timesteps t (B,) to a prediction (B, C, H, H).
 
-        image_embed (B, E) of length 1 and text_encodings (B, T, text width) are CLIP's; without a caption the null
-        caption takes its place. Where `conditional` is False, learned nulls take the places of both, and in training
-        mode those of a fraction `image_dropout` of the embeddings and `caption_dropout` of the captions.
+        image_embed (B, E) of length 1 and text_encodings (B, T, text width) are CLIP's; None is the null caption.
+        Learned nulls replace both where `conditional` is False, and in training mode a fraction `image_dropout` of the
+        embeddings and `caption_dropout` of the captions.
         """
         time, context = self.condition(t, image_embed, text_encodings, conditional)
         return self.unet(x_t, time, context)
@@ -127,7 +96,7 @@ class Decoder(nn.Module):
     def condition(
         self, t: Tensor, image_embed: Tensor, text_encodings: Tensor | None, conditional: bool
     ) -> tuple[Tensor, Tensor]:
-        """What the layers are told: the time embedding (B, D) and the context (B, 4 + T, D)."""
+        """What the U-Net's layers read: the time embedding (B, D) and the context (B, 4 + T, D)."""
         c = self.config
         if text_encodings is None:
             text_encodings = self.null_caption.expand(len(t), -1, -1)
@@ -144,26 +113,17 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def decode_image_embed(
-    decoder: Decoder,
-    image_embed: Tensor,
-    text_encodings: Tensor | None,
-    x_T: Tensor,
-    guidance_scale: float = 1.0,
-    num_steps: int = 20,
-    x_0_range: float = 1.0,
-    **sampler,
-) -> Tensor:
-    """Images (B, C, H, H) in [0, 1] of CLIP image embeddings (B, E) of length 1, from noise x_T (B, C, H, H).
-
-    text_encodings (B, T, width) of their captions, or None; `sampler` goes to Diffusion.sample.
-    """
+    decoder: Decoder, image_embed: Tensor, text_encodings: Tensor | None, x_T: Tensor,
+    guidance_scale: float = 1.0, num_steps: int = 20, x_0_range: float = 1.0, **sampler,
+) -> Tensor:  # fmt: skip
+    """Decode CLIP image embeddings (B, E) of length 1, with their captions' text_encodings (B, T, text width) or None,
+    from noise x_T (B, C, H, H) to images (B, C, H, H) in [0, 1]. `sampler` goes to Diffusion.sample."""
     network = guided(decoder, guidance_scale, image_embed, text_encodings)
-    x_0 = decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **sampler)
-    return from_x_0(x_0)
+    return from_x_0(decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **sampler))
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, H) to (B, C, size, size), each pixel the mean of those whose place it takes."""
+    """Images (B, C, H, H) to (B, C, size, size), each pixel the mean of those that it covers."""
     return F.interpolate(images, size=(size, size), mode="area")
 
 

@@ -1,6 +1,6 @@
 """The diffusion prior: a caption -> a CLIP image embedding that fits it (DALL·E 2, arXiv 2204.06125, section 2.2).
 
-A causal transformer reads one sequence and gives its answer at the last place, the clean image embedding:
+A causal transformer reads one sequence and predicts the clean image embedding at the last position:
 
     the caption's token encodings, its CLIP text embedding, the timestep, the noised image embedding, a learned query
 
@@ -8,18 +8,17 @@ B batch, T text tokens, E size of CLIP's embeddings, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
-from lesson_17.clip import Block
+from lesson_17.clip import Block, check_numbers
 from lesson_17.diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from torch import Tensor, nn
 
 
 @dataclass
 class PriorConfig:
-    """Sizes of the prior; the defaults are the `small` preset. Raises ValueError if a number is out of range, the heads
-    do not divide the width, or it is odd."""
+    """Sizes of the prior; the defaults are the `small` preset. Raises ValueError for sizes that do not work."""
 
     clip_embed_dim: int = 64  # E
     clip_text_width: int = 64  # of CLIP's token encodings
@@ -33,17 +32,10 @@ class PriorConfig:
     prediction: str = "x_0"  # the paper found predicting the clean embedding better than the noise
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if type(f.default) is int and not 1 <= value < 10**9:
-                raise ValueError(f"{f.name} {value} is not a whole number from 1 up.")
-            if type(f.default) is float and not 0 <= value <= 1:
-                raise ValueError(f"{f.name} {value} is not in [0, 1].")
+        check_numbers(self)
         check_diffusion(self.num_timesteps, self.schedule, self.prediction)
         if self.num_layers > 1000 or self.dim % 2 or self.dim % self.num_heads:
-            raise ValueError(
-                f"dim {self.dim} is odd or does not divide into {self.num_heads} heads, or num_layers > 1000."
-            )
+            raise ValueError(f"dim {self.dim} is odd or not divided by num_heads, or num_layers is more than 1,000.")
 
 
 PRIOR_PRESETS = {
@@ -68,14 +60,14 @@ class DiffusionPrior(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(c.dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
         self.embed_image = nn.Linear(c.clip_embed_dim, c.dim)
         self.query = nn.Parameter(torch.zeros(c.dim))
-        # What stands in for a dropped caption: its token encodings and its text embedding.
+        # The null caption replaces a dropped caption's token encodings and text embedding.
         self.null_caption = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 1, c.dim))
-        self.positions = nn.Parameter(0.02 * torch.randn(c.clip_text_seq_len + 4, c.dim))
+        seq_len = c.clip_text_seq_len + 4
+        self.positions = nn.Parameter(0.02 * torch.randn(seq_len, c.dim))
         self.blocks = nn.ModuleList(Block(c.dim, c.num_heads) for _ in range(c.num_layers))
         self.norm = nn.LayerNorm(c.dim)
         self.to_image_embed = nn.Linear(c.dim, c.clip_embed_dim)
-        causal = torch.ones(c.clip_text_seq_len + 4, c.clip_text_seq_len + 4, dtype=torch.bool).tril()
-        self.register_buffer("mask", causal, persistent=False)
+        self.register_buffer("mask", torch.ones(seq_len, seq_len, dtype=torch.bool).tril(), persistent=False)
         self.register_buffer("embed_mean", torch.zeros(c.clip_embed_dim))
         self.register_buffer("embed_std", torch.ones(c.clip_embed_dim))
 
@@ -84,8 +76,8 @@ class DiffusionPrior(nn.Module):
     ) -> Tensor:
         """Noised, scaled image embeddings (B, E) at timesteps t (B,) to the clean, scaled ones (B, E).
 
-        text_embed (B, E) and text_encodings (B, T, text width) are CLIP's. The learned null caption takes their place
-        where `conditional` is False, and in training mode for a fraction `caption_dropout` of them.
+        text_embed (B, E) and text_encodings (B, T, text width) are CLIP's. The learned null caption replaces them where
+        `conditional` is False, and a fraction `caption_dropout` of them in training mode.
         """
         probability = self.config.caption_dropout if self.training else 0.0
         caption = torch.cat([self.embed_encodings(text_encodings), self.embed_text(text_embed)[:, None]], dim=1)
@@ -103,8 +95,8 @@ class DiffusionPrior(nn.Module):
         self.embed_std.copy_(image_embed.std(dim=0))
 
     def scale(self, image_embed: Tensor) -> Tensor:
-        """CLIP image embeddings (B, E) to zero mean and unit variance in each component: embeddings of length 1 have
-        components of about 1 / sqrt(E), small beside noise of unit variance."""
+        """CLIP image embeddings (B, E) to zero mean and unit variance in each component, as the noise has; at length 1
+        they have components of about 1 / sqrt(E)."""
         return (image_embed - self.embed_mean) / self.embed_std
 
     def unscale(self, x: Tensor) -> Tensor:
@@ -114,24 +106,20 @@ class DiffusionPrior(nn.Module):
 
 @torch.no_grad()
 def draw_image_embed(
-    prior: DiffusionPrior,
-    text_embed: Tensor,
-    text_encodings: Tensor,
-    guidance_scale: float = 1.0,
-    num_steps: int = 20,
-    randn: Callable = torch.randn,
-    **sampler,
-) -> Tensor:
-    """CLIP image embeddings of length 1, (B, E), for captions' text_embed (B, E) and text_encodings (B, T, width).
+    prior: DiffusionPrior, text_embed: Tensor, text_encodings: Tensor,
+    guidance_scale: float = 1.0, num_steps: int = 20, randn: Callable = torch.randn, **sampler,
+) -> Tensor:  # fmt: skip
+    """Captions' text_embed (B, E) and text_encodings (B, T, width) to CLIP image embeddings of length 1, (B, E).
 
     Two are drawn for each caption, and the one with the larger product with its text embedding is kept (section 2.2).
-    randn(shape) gives the noise of one draw; `sampler` goes to Diffusion.sample.
+    randn(shape) draws noise; `sampler` goes to Diffusion.sample.
     """
-    network, drawn = guided(prior, guidance_scale, text_embed, text_encodings), []
-    for _ in range(2):
+    network = guided(prior, guidance_scale, text_embed, text_encodings)
+
+    def draw() -> Tensor:
         x_T = randn(text_embed.shape).to(text_embed)
-        x_0 = prior.diffusion.sample(network, x_T, num_steps, randn=randn, **sampler)
-        drawn.append(prior.unscale(x_0))
-    first, second = drawn
+        return prior.unscale(prior.diffusion.sample(network, x_T, num_steps, randn=randn, **sampler))
+
+    first, second = draw(), draw()
     better = (second * text_embed).sum(dim=-1) > (first * text_embed).sum(dim=-1)
     return torch.where(better[:, None], second, first)

@@ -1,4 +1,4 @@
-"""A trained CLIP, frozen, as the prior and the decoder see it: they learn from its embeddings.
+"""A trained, frozen CLIP and its embeddings, which the prior and the decoder learn from.
 
 B batch, T text tokens, E embedding size, D text width, M captions, N images.
 """
@@ -23,20 +23,16 @@ NUM_HELD_OUT = 1000  # test images that each sample step of the prior and the de
 
 @dataclass
 class FrozenCLIP:
-    """A trained CLIP as the other two models see it, and where it came from.
-
-    source: {"file", "fingerprint"}; the prior's and the decoder's checkpoints carry it. data: what its checkpoint says of the
-    images that it learned from, or None.
-    """
+    """A trained CLIP, and where it came from."""
 
     model: CLIP
     tokenizer: Tokenizer
-    source: dict
-    data: dict | None
+    source: dict  # {"file", "fingerprint"}, for the checkpoints of the prior and the decoder
+    data: dict | None  # what its checkpoint says of the images that it learned from
 
     @classmethod
     def load(cls, clip_checkpoint: str | None = None, models: Path = ROOT / "output") -> "FrozenCLIP":
-        """From a checkpoint, for None the newest one in the folder `models`. Raises UserError if there is none."""
+        """From a checkpoint, for None the newest in the folder `models`. Raises UserError if there is none."""
         file = find_checkpoint(clip_checkpoint, "clip", models)
         if file is None:
             raise UserError("There is no trained CLIP yet; train one with python lesson_17/train_clip.py, at the root.")
@@ -69,12 +65,11 @@ class FrozenCLIP:
 
 
 class EncodedCaptions:
-    """What CLIP makes of M captions: computed once, if that fits into the memory, or else each time it is asked for."""
+    """CLIP's encodings of M captions, computed once if they fit into the memory, or else whenever they are indexed."""
 
     def __init__(self, clip: FrozenCLIP, captions: list[str], device):
         self.clip, self.tokens = clip, clip.tokenize(captions).to(device)
-        floats = len(captions) * (clip.sizes["clip_text_seq_len"] * clip.sizes["clip_text_width"])
-        fits = 4 * floats < free_memory(device) / 4
+        fits = 4 * self.tokens.numel() * clip.model.config.text_width < free_memory(device) / 4  # in float32
         self.encoded = clip.encode_prompts(captions, device) if fits else None
 
     @torch.no_grad()
@@ -87,7 +82,7 @@ class EncodedCaptions:
 
 @dataclass
 class EmbeddedImages:
-    """Captioned images and what CLIP makes of them."""
+    """Captioned images with CLIP's embeddings."""
 
     images: CaptionedImages
     image_embed: Tensor  # (N, E)
@@ -108,7 +103,7 @@ class EmbeddedData(NamedTuple):
 
 
 def embed(clip: FrozenCLIP, data: LoadedImages) -> EmbeddedData:
-    """Training images, and some test images, with what CLIP makes of them."""
+    """The training images, and NUM_HELD_OUT test images, with CLIP's embeddings."""
     say("Embedding the images ...")
     held_out = data.test_set.subset(slice(NUM_HELD_OUT))
     return EmbeddedData(clip, EmbeddedImages.of(clip, data.train_set), EmbeddedImages.of(clip, held_out), data.source)
@@ -127,4 +122,5 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], text_seq_len: int, pad_id
 
 
 def add_end(text_tokens: Tensor, pad_id: int = PAD_ID) -> Tensor:
+    """Text tokens (B, T - 1) followed by a pad, (B, T)."""
     return F.pad(text_tokens, (0, 1), value=pad_id)

@@ -21,8 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     Threads().choose()
-    known = Prompts.of_checkpoint(pipeline.data)
-    prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, known)
+    prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, Prompts.of_checkpoint(pipeline.data))
     seeds = [args.seed + i for i in range(len(prompts))]
     images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
     write_images(images, prompts, seeds, args.output_dir)

@@ -34,27 +34,21 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
 
 @dataclass
 class Pipeline:
-    """unCLIP: all that it takes from a prompt to a picture."""
+    """Prompts to images: CLIP, the prior and the decoder."""
 
     clip: FrozenCLIP
     prior: DiffusionPrior
     decoder: Decoder
     device: torch.device
     files: dict[str, str]  # the checkpoints that it was loaded from
-    data: dict  # what the prior's says of the data that it learned from
+    data: dict  # what the prior's checkpoint says of its data
 
     @classmethod
     def load(
-        cls,
-        *,
-        clip_checkpoint: str | None = None,
-        prior_checkpoint: str | None = None,
-        decoder_checkpoint: str | None = None,
-        models: str | None = None,
-        pretrained: str | None = None,
+        cls, *, clip_checkpoint=None, prior_checkpoint=None, decoder_checkpoint=None, models=None, pretrained=None
     ) -> "Pipeline":
-        """From checkpoint files, the newest ones in the folder `models` for None; or the included weights for the data
-        set `pretrained`. Raises UserError if there are none, or they do not belong together."""
+        """From checkpoint files, for None the newest in the folder `models`; or the included weights for the data set
+        `pretrained`. Raises UserError if there are none, or they do not match."""
         if pretrained and clip_checkpoint:
             raise UserError("--pretrained brings its own CLIP; give one of the two.")
         given = {"prior": prior_checkpoint, "decoder": decoder_checkpoint}
@@ -66,26 +60,19 @@ class Pipeline:
         for name, checkpoint in checkpoints.items():
             source = checkpoint["sources"]["clip"]
             if source["fingerprint"] != clip.source["fingerprint"]:
-                trained_on = source["file"]
-                raise UserError(
-                    f"{files[name]} learned the embeddings of another CLIP, {trained_on}; name it with --clip_checkpoint."
-                )
+                problem = f"{files[name]} learned the embeddings of another CLIP, {source['file']}"
+                raise UserError(f"{problem}; name it with --clip_checkpoint.")
         prior = load_model(checkpoints["prior"], DiffusionPrior, PriorConfig).to(device)
         decoder = load_model(checkpoints["decoder"], Decoder, DecoderConfig)
         decoder = decoder.to(device, memory_format=torch.channels_last)
-        named = {"clip": clip.source["file"]} | {n: str(f) for n, f in files.items()}
+        named = {"clip": clip.source["file"], "prior": str(files["prior"]), "decoder": str(files["decoder"])}
         return cls(clip, prior, decoder, device, named, checkpoints["prior"]["data"])
 
     def draw(
-        self,
-        prompts: list[str],
-        seeds: list[int],
-        prior_guidance_scale: float,
-        guidance_scale: float,
-        sampling_steps: int,
-        sampler: str,
-    ) -> Tensor:
-        """One image per prompt, (B, C, H, H) in [0, 1], a function of its prompt, its seed and the sampling."""
+        self, prompts: list[str], seeds: list[int],
+        prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, sampler: str,
+    ) -> Tensor:  # fmt: skip
+        """One image per prompt, (B, C, H, H) in [0, 1], decided by its prompt, its seed and the other arguments."""
 
         def draw_chunk(prompts: list[str], seeds: list[int]) -> Tensor:
             settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": SeededNoise(seeds).randn}
@@ -97,8 +84,8 @@ class Pipeline:
     def inputs(
         self, prompts: list[str], prior_guidance_scale: float, randn: Callable, **settings
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder takes for prompts: image embeddings (B, E) from the prior, the prompts' token encodings (B, T, D),
-        and noise x_T (B, C, H, H). randn(shape) gives all noise; `settings` go to Diffusion.sample."""
+        """The decoder's inputs for prompts: image embeddings (B, E) from the prior, the prompts' token encodings (B, T,
+        D), and noise x_T (B, C, H, H). randn(shape) draws all noise; `settings` go to Diffusion.sample."""
         text_embed, text_encodings = self.clip.encode_prompts(prompts, self.device)
         image_embed = draw_image_embed(
             self.prior, text_embed, text_encodings, prior_guidance_scale, randn=randn, **settings

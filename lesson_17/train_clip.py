@@ -29,8 +29,7 @@ TRAINING = {  # steps, images a step, learning rate
 STAGE = {"clip": (CLIP_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}
 TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
-NUM_HELD_OUT = 1000  # test images that each sample step measures
-NUM_SHOWN = 40  # and shows, each with the caption that is nearest to it
+NUM_HELD_OUT, NUM_SHOWN = 1000, 40  # test images that each sample step measures, and shows
 
 
 def main() -> None:
@@ -43,33 +42,23 @@ def main() -> None:
 
 
 def train(
-    config: CLIPConfig,
-    training: TrainingConfig,
-    data: LoadedImages,
-    folder: Path,
-    text_seq_len: int | None = None,
-    resume: bool = False,
-    skip_finished: bool = False,
-) -> None:
-    """Train it, unless it is finished and that is to be skipped."""
+    config: CLIPConfig, training: TrainingConfig, data: LoadedImages, folder: Path,
+    text_seq_len: int | None = None, resume: bool = False, skip_finished: bool = False,
+) -> None:  # fmt: skip
+    """Train CLIP on `data`, into `folder`; with skip_finished, not if it is trained already."""
     train_set, test_set, source = data
-    device = train_set.device
     held_out = test_set.subset(slice(NUM_HELD_OUT))
-    shown = held_out.subset(slice(NUM_SHOWN))
+    shown_images = held_out.images(slice(NUM_SHOWN))
     tokenizer = Tokenizer.train(train_set.captions, config.text_vocab_size)
-    captions = CaptionTable(tokenizer, train_set.captions, text_seq_len, device)
+    captions = CaptionTable(tokenizer, train_set.captions, text_seq_len, train_set.device)
     if captions.num_cut:
         say(f"{captions.num_cut} captions lose what is behind their {captions.text_seq_len} tokens (--text_seq_len).")
-    config = with_sizes(
-        config,
-        image_size=source.image_size,
-        image_channels=source.image_channels,
-        text_vocab_size=tokenizer.vocab_size,
-        text_seq_len=captions.text_seq_len + 1,  # with the end of the text
-        pad_id=PAD_ID,
-    )
-    held_out_tokens = tokenize(tokenizer, held_out.captions, config.text_seq_len).to(device)
+    text_seq_len = captions.text_seq_len + 1  # with the end of the text
+    held_out_tokens = tokenize(tokenizer, held_out.captions, text_seq_len).to(train_set.device)
 
+    image_sizes = {"image_size": source.image_size, "image_channels": source.image_channels}
+    text_sizes = {"text_vocab_size": tokenizer.vocab_size, "pad_id": PAD_ID, "text_seq_len": text_seq_len}
+    config = with_sizes(config, **image_sizes, **text_sizes)
     clip = build_model(CLIP, config, training)
     optimizers = make_optimizers(clip, training, [*clip.image_encoder.blocks, *clip.text_encoder.blocks])
     origin = {"data": data_entry(train_set, source), "tokenizer": tokenizer.to_json()}
@@ -88,14 +77,12 @@ def train(
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:
                     zero_shot = evaluate(averaged, held_out, held_out_tokens, training.batch_size)
-                    cosines = averaged.encode_image(shown.images()) @ averaged.encode_text(held_out_tokens)[0].T
+                    cosines = averaged.encode_image(shown_images) @ averaged.encode_text(held_out_tokens)[0].T
                 run.log_held_out({"zero_shot_accuracy": zero_shot})
                 if run.is_main:
-                    captions_read = [
-                        f"{held_out.captions[i]} {x:.2f}" for x, i in zip(*map(Tensor.tolist, cosines.max(1)))
-                    ]
+                    labels = [f"{held_out.captions[row.argmax()]} {row.max():.2f}" for row in cosines]
                     title = f"step {run.step}: nearest caption and its cosine; zero-shot accuracy {zero_shot:.1%}"
-                    save_grid(shown.images(), folder / f"sample-{run.step}.png", COLUMNS, captions_read, title)
+                    save_grid(shown_images, folder / f"sample-{run.step}.png", COLUMNS, labels, title)
                     plot_metrics(folder, "clip")
             if run.is_due(training.save_every):
                 run.save()

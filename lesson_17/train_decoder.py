@@ -6,14 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from lesson_17.diffusion_decoder import (
-    DECODER_PRESETS,
-    Decoder,
-    DecoderConfig,
-    decode_image_embed,
-    shrink,
-    to_x_0,
-)
+from lesson_17.diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, shrink, to_x_0
 from lesson_17.frozen_clip import EmbeddedData, EmbeddedImages, FrozenCLIP, embed
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
@@ -46,20 +39,16 @@ def main() -> None:
     Threads(args.num_threads or 0).choose()  # embedding all images is work, too
     clip = FrozenCLIP.load(args.clip_checkpoint, args.output_dir)
     data = embed(clip, load_images(data_source(args, clip.data), args.data_dir, get_device()))
-    folder, size = args.output_dir / "decoder", args.decoder_image_size
-    train(*parser.configs(args)["decoder"], data, folder, size, args.resume)
+    config, training = parser.configs(args)["decoder"]
+    train(config, training, data, args.output_dir / "decoder", args.decoder_image_size, args.resume)
 
 
 def train(
-    config: DecoderConfig,
-    training: TrainingConfig,
-    data: EmbeddedData,
-    folder: Path,
-    image_size: int | None = None,
-    resume: bool = False,
-    skip_finished: bool = False,
-) -> None:
-    """Train it, unless it is finished and that is to be skipped, to draw images of image_size, the data's for None."""
+    config: DecoderConfig, training: TrainingConfig, data: EmbeddedData, folder: Path,
+    image_size: int | None = None, resume: bool = False, skip_finished: bool = False,
+) -> None:  # fmt: skip
+    """Train the decoder on `data` to draw images of image_size, None for the data's, into `folder`; with skip_finished,
+    not if it is trained already. Raises UserError for an image_size above the data's."""
     clip, embedded, held_out, source = data
     train_set, image_embed, captions = embedded.images, embedded.image_embed, embedded.captions
     image_size = image_size or source.image_size
@@ -67,8 +56,8 @@ def train(
         raise UserError(f"--decoder_image_size {image_size} is larger than the images, {source.image_size} pixels.")
     shown = EmbeddedImages.of(clip, held_out.images.of_different_captions(NUM_SHOWN))
     shown_images = shrink(shown.images.images(), image_size)
-    shown_captions = [shown.images.captions[i] for i in shown.images.caption_ids[:, 0]]
-    _, shown_encodings = shown.captions[shown.images.caption_ids[:, 0]]
+    shown_ids = shown.images.caption_ids[:, 0]
+    _, shown_encodings = shown.captions[shown_ids]
 
     config = with_sizes(config, **clip.sizes, image_size=image_size, image_channels=source.image_channels)
     decoder = build_model(Decoder, config, training)
@@ -93,7 +82,8 @@ def train(
                 if run.is_main:
                     title = f"step {run.step}: test images above what their embeddings are decoded to"
                     rows, path = torch.cat([shown_images, drawn]), folder / f"sample-{run.step}.png"
-                    save_grid(rows, path, len(shown_images), 2 * shown_captions, title)
+                    captions_shown = [shown.images.captions[i] for i in shown_ids]
+                    save_grid(rows, path, len(shown_images), 2 * captions_shown, title)
                     plot_metrics(folder, "decoder")
             if run.is_due(training.save_every):
                 run.save()

@@ -1,5 +1,5 @@
-"""Train DALL·E 2: CLIP, then the prior, then the decoder, skipping what is finished. Writes to output/clip, output/prior and
-output/decoder. Each is also trained by a script of its own, train_clip.py, train_prior.py and train_decoder.py."""
+"""Train DALL·E 2: CLIP, then the prior, then the decoder, skipping what is finished. Writes to output/clip, output/prior
+and output/decoder. Each is also trained by a script of its own, train_clip.py, train_prior.py and train_decoder.py."""
 
 import sys
 from pathlib import Path

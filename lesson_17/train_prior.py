@@ -27,8 +27,7 @@ TRAINING = {  # steps, images a step, learning rate
 }
 STAGE = {"prior": (PRIOR_PRESETS, TRAINING)}
 FROM_CLIP = {"clip_embed_dim", "clip_text_width", "clip_text_seq_len"}
-NUM_SHOWN = 20  # captions that embeddings are drawn for then
-NUM_DRAWN = 20  # embeddings of each
+NUM_SHOWN, NUM_DRAWN = 20, 20  # captions of each sample step, and embeddings that are drawn for each
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
 def train(
     config: PriorConfig, training: TrainingConfig, data: EmbeddedData, folder: Path, resume=False, skip_finished=False
 ) -> None:
-    """Train it, unless it is finished and that is to be skipped."""
+    """Train the prior on `data`, into `folder`; with skip_finished, not if it is trained already."""
     clip, embedded, held_out, source = data
     train_set, captions = embedded.images, embedded.captions
     shown = sample_captions(held_out.images, NUM_SHOWN)
@@ -70,7 +69,7 @@ def train(
                     nearest, measured = evaluate(averaged, shown_ids, held_out, training.batch_size)
                 run.log_held_out(measured)
                 if run.is_main:
-                    title = f"step {run.step}: the test images nearest to what is drawn for these captions"
+                    title = f"step {run.step}: the test image nearest to the embedding drawn for each caption"
                     save_grid(nearest, folder / f"sample-{run.step}.png", COLUMNS, shown, title)
                     plot_metrics(folder, "prior")
             if run.is_due(training.save_every):
@@ -78,9 +77,9 @@ def train(
 
 
 def evaluate(prior: DiffusionPrior, shown: Tensor, held_out: EmbeddedImages, batch_size: int) -> tuple[Tensor, dict]:
-    """Where embeddings lie that are drawn for the captions `shown` (S,) of held-out images, NUM_DRAWN for each: the images
-    nearest to the first of each caption, (S, C, H, H); how near they are to captions and images of their own; and, to compare,
-    the mean cosine of these images with each other."""
+    """Draws NUM_DRAWN embeddings for each of the captions `shown` (S,) of held-out images. Returns the image nearest to
+    the first of each caption, (S, C, H, H), and how near the embeddings are to the caption and to its images; to
+    compare, also the mean cosine of these images with each other."""
     every_caption = torch.arange(len(held_out.images.captions), device=shown.device)
     text_embed, _ = held_out.captions[every_caption]
     asked = torch.arange(len(shown), device=shown.device).repeat_interleave(NUM_DRAWN)  # (S * NUM_DRAWN,)

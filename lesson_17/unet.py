@@ -1,8 +1,8 @@
 """The U-Net that the decoder and the up-samplers share: GLIDE's (arXiv 2112.10741), after ADM's (arXiv 2105.05233).
 
-Residual blocks and, on the lowest levels, attention; down to ever smaller images and up again, with skips from the one way
-to the other. It is told a time embedding, which every block reads, and a context, which attention reads. What these are made
-of, and what is predicted, is not its concern. An image may have any size; half of 7 pixels are 4.
+Residual blocks and, on the lowest levels, attention, down to ever smaller images and up again, with skips between the
+two ways. Every block reads a time embedding, and attention reads a context; what they stand for, and what is predicted,
+is not known here. An image may have any size: 7 pixels are halved to 4.
 
 B batch, C channels, H image height and width, S tokens of the context, D size of the time embedding and of the context.
 """
@@ -20,7 +20,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The last layer of a residual path, or of the whole: it adds nothing when training starts."""
+    """Zeros the last layer of a residual path, or of the network, so that it adds nothing when training starts."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -57,7 +57,6 @@ class Attention(nn.Module):
         self.to_out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        height = x.shape[2]
         positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
         q, k, v = self.to_qkv(positions).chunk(3, dim=-1)
         context_k, context_v = self.context_to_kv(context).chunk(2, dim=-1)
@@ -65,11 +64,11 @@ class Attention(nn.Module):
         q, k, v = (rearrange(y, "b s (n d) -> b n s d", d=self.head_dim) for y in (q, k, v))
         weights = ((q / math.sqrt(self.head_dim)) @ k.transpose(-1, -2)).softmax(dim=-1)
         out = rearrange(weights.to(v.dtype) @ v, "b n s d -> b s (n d)")
-        return x + rearrange(self.to_out(out), "b (h w) c -> b c h w", h=height)
+        return x + rearrange(self.to_out(out), "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class Layer(nn.Module):
-    """A residual block, and attention after it on the levels that have it, those with a head_dim."""
+    """A residual block, followed by attention on the levels that have a head_dim."""
 
     def __init__(self, in_channels: int, out_channels: int, dim: int, head_dim: int | None, halves: bool = False):
         super().__init__()
@@ -83,29 +82,21 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (B, in_channels, H, H) to images (B, out_channels, H, H).
-
-    dim: D. width_multipliers: one for each level, of the `width` channels. num_attention_levels: how many of the lowest
-    levels have attention, in heads of head_dim; with 0 of them there are convolutions only, and no context.
-    """
+    """Images (B, in_channels, H, H) to images (B, out_channels, H, H). dim: D. width_multipliers: one a level, of
+    `width` channels. num_attention_levels: how many of the lowest levels have attention, with heads of head_dim; 0: no
+    context."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        dim: int,
-        width: int,
-        width_multipliers: tuple[int, ...],
-        num_blocks: int,
-        num_attention_levels: int = 0,
-        head_dim: int | None = None,
-    ):
+        self, in_channels: int, out_channels: int, dim: int, width: int, width_multipliers: tuple[int, ...],
+        num_blocks: int, num_attention_levels: int = 0, head_dim: int | None = None,
+    ):  # fmt: skip
         super().__init__()
         widths = [width * multiplier for multiplier in width_multipliers]
         head_dims = [None] * (len(widths) - num_attention_levels) + [head_dim] * num_attention_levels
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips = [(width, widths[0], head_dims[0])]  # channels of each skip, and what its layer on the way up is to be
+        # Of each skip: its channels, and the width and head_dim of its layer on the way up.
+        skips = [(width, widths[0], head_dims[0])]
         channels = width
         for level, (level_width, level_head_dim) in enumerate(zip(widths, head_dims)):
             for block in range(num_blocks):
@@ -113,9 +104,8 @@ class UNet(nn.Module):
                 self.down.append(Layer(channels, level_width, dim, level_head_dim, halves))
                 channels = level_width
                 skips.append((channels, level_width, level_head_dim))
-        self.middle = nn.ModuleList(
-            [Layer(channels, channels, dim, head_dims[-1]), Layer(channels, channels, dim, None)]
-        )
+        self.middle = nn.ModuleList([Layer(channels, channels, dim, head_dims[-1])])
+        self.middle.append(Layer(channels, channels, dim, None))
         for skip_channels, level_width, level_head_dim in reversed(skips):
             self.up.append(Layer(channels + skip_channels, level_width, dim, level_head_dim))
             channels = level_width
@@ -123,7 +113,7 @@ class UNet(nn.Module):
         self.to_out = zero(nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, in_channels, H, H), told a time embedding (B, D) and a context (B, S, D)."""
+        """x (B, in_channels, H, H), time (B, D), context (B, S, D)."""
         h = self.stem(x)
         skips = [h]
         for layer in self.down:
@@ -140,7 +130,5 @@ class UNet(nn.Module):
 
 def check_unet(width: int, width_multipliers: tuple[int, ...], num_blocks: int) -> None:
     """Raises ValueError if a UNet cannot be made of these."""
-    if min(width_multipliers) < 1 or not 1 <= num_blocks <= 100:
-        raise ValueError("width_multipliers are 1 or more, and num_blocks 1 to 100.")
-    if width < 2 or width % 2:
-        raise ValueError(f"width {width} is not even and positive.")
+    if min(width_multipliers) < 1 or not 1 <= num_blocks <= 100 or width < 2 or width % 2:
+        raise ValueError("width_multipliers are 1 or more, num_blocks is 1 to 100, and width even and positive.")

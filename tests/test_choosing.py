@@ -71,6 +71,10 @@ def test_a_folder_of_ones_own_needs_files_and_prompts_only(tmp_path):
     assert len(rows_of(tmp_path / "best")) == 1
 
 
+def test_help_explains_each_flag():
+    assert "--keep" in succeeds(CHOOSE, "--help").stdout
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     refused(script(CHOOSE, tmp_path), "no samples.csv")
     write_folder(tmp_path, 28, 32)

@@ -1,4 +1,4 @@
-"""CLIP: the same function as transformers', a loss that knows synonyms, and the adapter for a pretrained one."""
+"""CLIP: the same function as transformers', a loss that knows synonyms, and captions encoded once or anew."""
 
 import math
 from dataclasses import replace
@@ -188,7 +188,10 @@ def test_it_learns_to_tell_a_few_images_apart():
     assert loss < metrics["floor"] + 0.05
 
 
-@pytest.mark.parametrize("wrong", [dict(patch_size=5), dict(image_heads=5), dict(text_heads=3)])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(patch_size=5), dict(image_heads=5), dict(text_heads=3), dict(pad_id=-1), dict(text_vocab_size=20, pad_id=20)],
+)
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError):
         CLIPConfig(**wrong)

@@ -21,6 +21,8 @@ def test_the_tokens_of_the_upper_rows_are_kept_and_know_nothing_of_the_lower(dig
     assert (upper[:, :, :8] - images[:, :, :8]).square().mean() < 0.03
     whole = pipeline.draw(["3"] * 5, list(range(5)))
     assert (whole[:, :, :8] - images[:, :, :8]).square().mean() > 0.03
+    of_others = pipeline.draw(["3"] * 5, list(range(5)), prefix=prefix.roll(1, dims=0))
+    assert ((of_others - drawn)[:, :, 16:].abs().amax(dim=(1, 2, 3)) > 0.5).all()  # what is below follows what is above
 
 
 def test_the_image_is_one_of_the_prompt(digits):
@@ -28,6 +30,10 @@ def test_the_image_is_one_of_the_prompt(digits):
     of_three = digits[1].images(digits[1].index_of("3"))
     assert all((of_three == image).flatten(1).all(dim=1).any() for image in chosen[[0, 2]])
     assert not torch.equal(chosen[0], chosen[2])
+
+
+def test_help_explains_each_flag():
+    assert "--rows" in succeeds("lesson_08/complete_mnist.py", "--help").stdout
 
 
 def test_the_script_writes_images_and_a_grid(tmp_path):

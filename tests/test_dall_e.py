@@ -266,7 +266,9 @@ def test_paper_preset_has_12_billion_parameters():
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(12, rel=0.04)
 
 
-@pytest.mark.parametrize("wrong", [dict(num_heads=3), dict(conv_kernel_size=4)])
+@pytest.mark.parametrize(
+    "wrong", [dict(num_heads=3), dict(conv_kernel_size=4), dict(pad_id=-1), dict(text_vocab_size=20, pad_id=20)]
+)
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError):
         DallEConfig(**wrong)

@@ -173,5 +173,10 @@ def test_a_decoder_of_smaller_images_edits_nothing(tmp_path):
     refused(result, "trained without --decoder_image_size")
 
 
+def test_help_explains_each_mode_and_flag():
+    text = " ".join(succeeds("lesson_17/edit_mnist.py", "--help").stdout.split())
+    assert "--seed" in text and "inpaint: a box of the image drawn anew" in text
+
+
 def test_it_refuses_half_a_pair():
     refused(script("lesson_17/edit_mnist.py", "text_diff", "--pretrained", "mnist", "--prompts", "3"), "two by two")

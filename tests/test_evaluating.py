@@ -50,6 +50,11 @@ def test_curves_are_laid_over_the_expected_ones(trained, tmp_path):
     refused(script(*curves, tmp_path), "no metrics.csv")
 
 
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_help_explains_each_flag(lesson):
+    assert "--num_samples" in succeeds(f"{lesson}/evaluate_mnist.py", "--help").stdout
+
+
 def test_lesson_17_is_measured(trained, tmp_path):
     result = succeeds(
         *("lesson_17/evaluate_mnist.py", "--models", trained, "--dataset", "mnist_5k"),
@@ -86,3 +91,6 @@ def test_a_decoder_of_small_images_is_measured_with_its_up_sampler(trained, tmp_
     report = json.loads((tmp_path / "out/dall_e_2.json").read_text())
     measures = ("small image kept", "scorer's accuracy", "Fréchet distance")
     assert report["measures"].keys() >= {f"up-samplers, {measure}" for measure in measures}
+    pytest.importorskip("lesson_17.edit_mnist", reason="no edits here")
+    succeeds("benchmarks/figures_17.py", *how[:4], "noise", "upsampling", "--output_dir", tmp_path / "out")
+    assert (tmp_path / "out/noise.png").exists() and (tmp_path / "out/upsampling.png").exists()

@@ -3,7 +3,8 @@
 import pytest
 from scripts import ROOT, read_image, succeeds
 
-for needed in ("lesson_08.complete_mnist", "lesson_17.edit_mnist", "lesson_17.upsample_mnist", "utils.gif"):
+NEEDED = "lesson_08.complete_mnist lesson_17.edit_mnist lesson_17.upsample_mnist utils.datasets.colored_mnist utils.gif"
+for needed in NEEDED.split():
     pytest.importorskip(needed, reason=f"no {needed} here")
 
 MOST = 0.05  # of the pixels may differ: on another CPU, rounding may change a token, and with it all that follows

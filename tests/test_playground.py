@@ -79,6 +79,22 @@ def test_what_is_drawn_at_once_is_what_is_drawn_token_by_token(playground, seven
     assert torch.equal(drawing.image_tokens, sevens[2].image_tokens) and torch.equal(cells(picture), sevens[1])
 
 
+def test_the_pictures_are_those_of_the_script(playground, sevens, digits):
+    drawn = playground.pipeline.draw(["seven"] * 8, list(range(3, 11)), **DEFAULT_SAMPLING)
+    assert ((255 * drawn[:, 0]).round() - sevens[1]).abs().max() <= 1
+    from lesson_17 import pipeline as pipeline_17
+    from lesson_17 import playground as playground_17
+
+    unclip, how = pipeline_17.Pipeline.load(pretrained="mnist"), {**pipeline_17.DEFAULT_SAMPLING, "sampling_steps": 5}
+    steps = list(playground_17.Playground(unclip, digits[1]).draw("seven", 3, 5, 1.5, 1.5, 0.0, "ddim"))
+    assert len(steps) == 5 and steps[-1][1].shape == (4, unclip.prior.config.clip_embed_dim)
+    drawn = unclip.draw(["seven"] * 4, list(range(3, 7)), **how)
+    x_t, x_0 = cells(steps[-1][0]).split(4)
+    assert torch.equal(x_t, x_0) and ((255 * drawn[:, 0]).round() - x_0).abs().max() <= 1
+    first, _ = cells(steps[0][0]).float().split(4)
+    assert first.std() > 50  # noise
+
+
 def test_a_drawing_is_completed_below_what_is_kept_of_it(playground):
     canvas = np.zeros((280, 280, 4), dtype=np.uint8)
     canvas[..., 3] = 255

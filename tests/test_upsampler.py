@@ -17,6 +17,7 @@ from lesson_17.unet import Attention
 from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 from utils.checkpoints import CONTENTS, save_checkpoint
 from utils.cli import UserError
+from utils.samples import write_images
 from utils.training import batch_index
 
 UPSAMPLER = UpsamplerConfig(small_size=8, image_size=16, image_channels=3, width=8, width_multipliers=(1, 2))
@@ -163,6 +164,21 @@ def test_the_held_out_loss_is_of_all_images_whatever_the_batches(digits):
     assert one == pytest.approx(evaluate(upsampler, digits[1].subset(slice(0, 500, 5)), 100), rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["train_upsampler.py", "upsample_mnist.py"])
+def test_help_explains_each_flag(name):
+    assert "--output_dir" in succeeds(f"lesson_17/{name}", "--help").stdout
+
+
+def test_what_cannot_be_enlarged_is_refused(tmp_path):
+    enlarge = ("lesson_17/upsample_mnist.py", tmp_path, "--models", tmp_path)
+    refused(script(*enlarge), "no samples.csv")
+    write_images(torch.rand(2, 1, 14, 14), ["seven", "2"], [0, 1], tmp_path)
+    refused(script(*enlarge), "no up-sampler for images of 14x14")
+    write_images(torch.rand(1, 1, 7, 7), ["seven"], [0], tmp_path / "others")
+    (tmp_path / "others/0000-seven.png").rename(tmp_path / "0000-seven.png")
+    refused(script(*enlarge), "different sizes")
+
+
 def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
     few = (*TINY, "--num_training_steps", 1, "--output_dir", tmp_path)
     sizes = ("--image_width", 16, "--image_layers", 1, "--dim", 16, "--num_layers", 1, "--width", 8, "--head_dim", 8)
@@ -175,4 +191,9 @@ def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
     succeeds("lesson_17/train_upsampler.py", *few, "--width", 8)
     succeeds("lesson_17/upsample_mnist.py", drawn, "--models", tmp_path, "--sampling_steps", 2)
     assert read_image(drawn / "upsampled/0001-2.png").shape == (1, 28, 28)
+    assert (drawn / "upsampled/samples.csv").read_text() == (drawn / "samples.csv").read_text()  # and their seeds
+    small = torch.stack([read_image(drawn / name) for name in ("0000-seven.png", "0001-2.png")]) / 255
+    expected = upsample_all(load_upsamplers(14, 1, tmp_path), small, [0, 1], 2)
+    for name, image in zip(("0000-seven.png", "0001-2.png"), expected):
+        torch.testing.assert_close(read_image(drawn / "upsampled" / name) / 255, image, atol=3 / 255, rtol=0)
     refused(script("lesson_17/train_upsampler.py", *few, "--upsampled_size", 27), "is odd")

@@ -1,10 +1,8 @@
 """Captions to text tokens: byte-pair encoding with dropout (DALL·E, arXiv 2102.12092, section 2.2 and appendix B.2).
 
-Byte-pair encoding cuts a word into bytes, the blank before it included, and merges the pair of neighbors that was commonest
-in the captions it was trained on, again and again. As it begins with bytes (GPT-2's way), it can cut any text, whatever its
-letters. With dropout (arXiv 1910.13267) a merge is sometimes passed over, so that in training a word comes in several cuts.
-
-M captions, T text tokens, V vocabulary.
+It cuts a word into bytes (as GPT-2 does, so that it can cut any text), then merges the pair of neighbors that was
+commonest in the captions it learned from, again and again. Dropout (arXiv 1910.13267) sometimes skips a merge in
+training, so that a word comes in several cuts. M captions, T text tokens, V vocabulary.
 """
 
 import json
@@ -20,31 +18,25 @@ MOST_ROWS = 20_000  # of a CaptionTable, unless there are more captions
 
 
 class Tokenizer:
-    """Lower-cased byte-pair encoding of captions to a fixed number of ids.
-
-    `Tokenizer.train()` learns one; `to_json()` and `from_json()` carry it through a checkpoint.
-    """
+    """Lower-cased byte-pair encoding of captions to a fixed number of ids."""
 
     def __init__(self, bpe):
-        """bpe: a tokenizers.Tokenizer, which learned the vocabulary and the merges."""
+        """bpe: a trained tokenizers.Tokenizer."""
         self.bpe = bpe
         merges = json.loads(bpe.to_str())["model"].get("merges", [])
         self.merge_rank = {tuple(pair): rank for rank, pair in enumerate(merges)}
 
     @classmethod
     def train(cls, captions: list[str], vocab_size: int = 1024) -> "Tokenizer":
-        """A tokenizer of at most `vocab_size` ids (the paper's has 16,384), but at least 257, PAD_ID and the bytes; its
-        merges are learned from `captions`."""
+        """At most `vocab_size` ids (the paper's has 16,384), but at least 257, PAD_ID and the bytes."""
         from tokenizers import Tokenizer as Library
         from tokenizers import models, normalizers, pre_tokenizers, trainers
 
         bpe = Library(models.BPE())
         bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        bytes_ = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=["[PAD]"], initial_alphabet=bytes_, show_progress=False
-        )
+        options = {"special_tokens": ["[PAD]"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options)
         bpe.train_from_iterator(captions, trainer)
         return cls(bpe)
 
@@ -56,7 +48,7 @@ class Tokenizer:
         return cls(Library.from_str(text))
 
     def to_json(self) -> str:
-        """The vocabulary and the merges."""
+        """The vocabulary and the merges, for a checkpoint."""
         return self.bpe.to_str()
 
     @property
@@ -65,24 +57,24 @@ class Tokenizer:
         return self.bpe.get_vocab_size()
 
     def encode(self, captions: list[str], text_seq_len: int, pad_id: int = PAD_ID) -> Tensor:
-        """Captions to text tokens (M, T) int64 in 0 .. V - 1, pad_id after a caption's end; what is longer is cut off."""
+        """Captions to text tokens (M, T) int64 in 0 .. V - 1, pad_id after a caption's end; longer ones are cut off."""
         return padded([self.ids(caption) for caption in captions], text_seq_len, pad_id)
 
     def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
-        """The ids of a caption, as many as it has. dropout: probability that a merge is passed over, drawn from `rng`."""
+        """The ids of a caption; `dropout` is the probability that `rng` skips a merge."""
+        caption = " ".join(caption.split())
         if not dropout:
-            return self.bpe.encode(" ".join(caption.split())).ids
-        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(" ".join(caption.split())))
+            return self.bpe.encode(caption).ids
+        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
         return [self.bpe.token_to_id(token) for word, _ in words for token in self.merge(word, dropout, rng)]
 
     def merge(self, word: str, dropout: float, rng: random.Random) -> list[str]:
-        """A word to its tokens: algorithm 1 of BPE-dropout. The library has it too, but from a random state that cannot
-        be seeded."""
+        """A word's tokens: algorithm 1 of BPE-dropout. The library's own cannot be seeded."""
         tokens = list(word)
         while True:
             pairs = enumerate(zip(tokens, tokens[1:]))
-            merges = [(self.merge_rank[pair], i) for i, pair in pairs if pair in self.merge_rank]
-            merges = [merge for merge in merges if rng.random() >= dropout]
+            known = [(self.merge_rank[pair], i) for i, pair in pairs if pair in self.merge_rank]
+            merges = [merge for merge in known if rng.random() >= dropout]
             if not merges:
                 return tokens
             _, i = min(merges)
@@ -95,17 +87,14 @@ def padded(rows: list[list[int]], text_seq_len: int, pad_id: int = PAD_ID) -> Te
 
 
 class CaptionTable:
-    """M captions, each tokenized several times with dropout beforehand, so that a batch is an index look-up.
+    """M captions, each tokenized several times with dropout beforehand, fewer times if they are many, so that a batch
+    is an index look-up. `num_cut` of them are longer than T, and lose their ends.
 
-    text_seq_len: T, or None for what these captions need, also where dropout makes them longer, but at most MOST_TOKENS.
-    `num_cut` captions are longer than T, and lose their ends. Of many captions each has fewer cuts, as each word comes in
-    many captions.
+    text_seq_len: T, or None for what these captions need with dropout, but at most MOST_TOKENS.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, captions: list[str], text_seq_len: int | None, device, num_draws: int = 256
-    ):
-        rng = random.Random(0)  # the table is the same in every run; a run's own seed decides what is drawn from it
+    def __init__(self, tokenizer: Tokenizer, captions: list[str], text_seq_len: int | None, device, num_draws=256):
+        rng = random.Random(0)  # the same table in every run; a run's own seed decides what is drawn from it
         num_draws = min(num_draws, -(-MOST_ROWS // len(captions)))
         rows = [tokenizer.ids(caption, BPE_DROPOUT, rng) for caption in captions for _ in range(num_draws)]
         plain = [tokenizer.ids(caption) for caption in captions]

@@ -1,11 +1,9 @@
-"""Checkpoints: plain containers and tensors in one file, written whole or not at all. The trained weights that come with a
-lesson are checkpoints without what only a training needs, as safetensors."""
+"""Checkpoints: containers and tensors in one file, written whole or not at all; the included ones are safetensors."""
 
 import hashlib
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 
 import torch
@@ -21,8 +19,7 @@ MAY_CHANGE = set("num_training_steps save_every sample_every seed mixed_precisio
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path` such that a reader finds the old file or the new one, never half of either. Raises
-    OSError if it cannot be written."""
+    """Write to a temporary file, then rename it: a reader finds the old file or the new one. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -30,64 +27,56 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except RuntimeError as error:  # torch's word for a disk that is full
+        raise OSError(str(error).splitlines()[0]) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch's word for a disk that is full
-            raise OSError(str(error).splitlines()[0]) from error
-        raise
+
+
+def existing(given: str, exists, kind: str) -> Path:
+    """The path `given`, from the working directory or else from the root. Raises UserError if it is at neither."""
+    for path in (Path(given), ROOT / given):
+        if exists(path):
+            return path
+    raise UserError(f"There is no {kind.format(shortened(given))}.")
 
 
 def models_folder(given: str | None) -> Path:
-    """The folder that holds models, each in a folder of its own: `given`, from the working directory or else the repository's
-    root; output/ for None. Raises UserError if there is none."""
-    if given is None:
-        return ROOT / "output"
-    for path in (Path(given), ROOT / given):
-        if path.is_dir():
-            return path
-    raise UserError(f"There is no folder {shortened(given)} of models.")
+    """The folder `given`, which holds models in a folder each, or output/. Raises UserError if it does not exist."""
+    return existing(given, os.path.isdir, "folder {} of models") if given else ROOT / "output"
 
 
 def find_checkpoint(given: str | None, name: str, models: Path = ROOT / "output") -> Path | None:
-    """The file of a checkpoint of the model `name`: `given`, from the working directory or else the repository's root;
-    with None, the newest in MODELS/NAME, named on the screen, or None if there is none. Raises UserError if the file
-    that was given does not exist."""
-    if given is None:
-        path = newest_checkpoint(models / name, name)
-        if path is not None:
-            say(f"Taking the newest {name} checkpoint, {path}")
-        return path
-    for path in (Path(given), ROOT / given):
-        if os.path.isfile(path):  # also of a name that no file can have
-            return path
-    raise UserError(
-        f"There is no checkpoint {shortened(given)}; leave the flag out to take the newest {name} checkpoint."
-    )
+    """The file `given`, a checkpoint of the model `name`; for None the newest in MODELS/NAME, printed, or None if there
+    is none. Raises UserError if the given file does not exist."""
+    if given is not None:
+        return existing(given, os.path.isfile, f"checkpoint {{}}; without the flag, the newest {name} is taken")
+    path = newest_checkpoint(models / name, name)
+    if path is not None:
+        say(f"Taking the newest {name} checkpoint, {path}")
+    return path
 
 
 def find_checkpoints(
     given: dict[str, str | None], models: str | None, folder: Path, pretrained: str | None
 ) -> dict[str, Path]:
-    """The files of models that are used together, {name: file}: `given`, for None the newest ones in the folder
-    `models`, or in output/. If that has none at all, they are the included ones for MNIST, in `folder`; with
-    `pretrained`, those for that data set. Raises UserError if one of them does not exist, or `pretrained` is not all
-    that is given."""
+    """The files of models used together, {name: file}: `given`, for None the newest in the folder `models` or output/;
+    the included ones in `folder` for `pretrained`, or if nothing is given or trained. Raises UserError if one does not
+    exist, or if more than `pretrained` is given."""
     if pretrained and (models or any(given.values())):
         raise UserError("--pretrained takes the place of naming models; give one of the two.")
-    where = models_folder(models)
-    files = {} if pretrained else {name: find_checkpoint(file, name, where) for name, file in given.items()}
-    missing = [name for name in given if files.get(name) is None]
-    if not missing:
-        return files
-    if models or len(missing) < len(given):
-        raise UserError(
-            f"There is no {missing[0]} checkpoint in {where / missing[0]}; train it, name one with --{missing[0]}_checkpoint, "
-            f"or pass --pretrained mnist."
-        )
-    included = folder / (pretrained or PRETRAINED[0])
     if not pretrained:
-        say(f"There is no {' or '.join(given)} checkpoint in output/; taking the included weights, {included}")
-    files = {name: included / f"{name}.safetensors" for name in given}
+        where = models_folder(models)
+        files = {name: find_checkpoint(file, name, where) for name, file in given.items()}
+        missing = [name for name, file in files.items() if file is None]
+        if not missing:
+            return files
+        if models or len(missing) < len(files):
+            how = f"train it, name one with --{missing[0]}_checkpoint, or pass --pretrained mnist"
+            raise UserError(f"There is no {missing[0]} checkpoint in {where / missing[0]}; {how}.")
+        pretrained = PRETRAINED[0]
+        say(f"There is no {' or '.join(given)} checkpoint in output/; taking the included ones, {folder / pretrained}")
+    files = {name: folder / pretrained / f"{name}.safetensors" for name in given}
     for file in files.values():
         if not file.exists():
             raise UserError(f"{file} belongs to the repository and is missing; clone the repository again, or train.")
@@ -112,14 +101,13 @@ def last_good(folder: Path, name: str) -> str:
 
 
 def move_aside(folder: Path, name: str) -> None:
-    """Move what an earlier run of the model `name` has written to a folder within its own, so that nothing is lost."""
+    """Move what an earlier run of the model `name` wrote to FOLDER/earlier-1, or -2, ..., so that nothing is lost."""
     files = [*checkpoints_in(folder, name).values(), *folder.glob("sample*-*.*"), *folder.glob("*metrics.csv")]
     files += folder.glob("loss.png")
     if any(file.stat().st_size for file in files):
-        numbers = [
-            int(path.name.removeprefix("earlier-")) for path in folder.glob("earlier-*") if path.name[8:].isdigit()
-        ]
-        aside = folder / f"earlier-{max(numbers, default=0) + 1}"
+        number = 1
+        while (aside := folder / f"earlier-{number}").exists():
+            number += 1
         aside.mkdir()
         for file in files:
             file.rename(aside / file.name)
@@ -127,14 +115,13 @@ def move_aside(folder: Path, name: str) -> None:
 
 
 def differences(checkpoint: dict, identity: dict) -> list[str]:
-    """What the training of a checkpoint has otherwise than another that is described like it, a phrase each."""
+    """How the training of a checkpoint differs from another one's identity, a phrase each."""
 
     def facts(of: dict) -> dict:
-        training = {name: value for name, value in of["training"].items() if name not in MAY_CHANGE}
-        data = {f"{name} of the data": value for name, value in of["data"].items()}
-        sources = {f"the {name} it learned from": source["fingerprint"] for name, source in of["sources"].items()}
-        others = {"number of images": of["num_images"], "tokenizer": of["tokenizer"]}
-        return {**of["config"], **training, **data, **sources, **others}
+        facts = {**of["config"], "number of images": of["num_images"], "tokenizer": of["tokenizer"]}
+        facts |= {name: value for name, value in of["training"].items() if name not in MAY_CHANGE}
+        facts |= {f"{name} of the data": value for name, value in of["data"].items()}
+        return facts | {f"the {name} it learned from": source["fingerprint"] for name, source in of["sources"].items()}
 
     was, now = facts(checkpoint), facts(identity)
     different = [name for name in now | was if was.get(name) != now.get(name)]
@@ -142,7 +129,7 @@ def differences(checkpoint: dict, identity: dict) -> list[str]:
 
 
 def restore(checkpoint: dict, model: nn.Module, averaged: nn.Module | None, optimizers: list) -> None:
-    """Put a checkpoint's weights, their averages and the states of the optimizers in their places."""
+    """Load a checkpoint's weights, their averages and the states of the optimizers."""
     model.load_state_dict(checkpoint["model"])
     if averaged is not None:
         averaged.module.load_state_dict(checkpoint["ema"])
@@ -152,26 +139,19 @@ def restore(checkpoint: dict, model: nn.Module, averaged: nn.Module | None, opti
 
 
 def load_checkpoint(path: Path, name: str | None = None) -> dict:
-    """The checkpoint of the model `name`, or any for None, in `path`: CONTENTS, on the CPU; only containers and tensors
-    are read, never code. Raises UserError if the file is broken or holds something else."""
+    """The checkpoint of the model `name`, or any for None: CONTENTS, on the CPU; no code in the file is run. Raises
+    UserError if the file is broken or holds something else."""
     try:
-        if path.suffix == ".safetensors":
-            checkpoint = read_exported(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a broken file is answered below
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file provokes: the answer is the same
+        exported = path.suffix == ".safetensors"
+        checkpoint = read_exported(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file provokes
         raise UserError(f"{path} is not a checkpoint that can be read; it may be broken or half-written.") from error
     if not isinstance(checkpoint, dict) or "name" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of this project, or of an older version of it.")
     if name and checkpoint["name"] != name:
         raise UserError(f"{path} is a {shortened(checkpoint['name'])} checkpoint; a {name} checkpoint is needed here.")
-    missing = CONTENTS - checkpoint.keys()
-    if missing:
-        raise UserError(
-            f"{path} is of another version of this project, without {', '.join(sorted(missing))}; train anew."
-        )
+    if missing := CONTENTS - checkpoint.keys():
+        raise UserError(f"{path} is of another version, without {', '.join(sorted(missing))}; train anew.")
     return checkpoint
 
 
@@ -186,15 +166,12 @@ def read_exported(path: Path) -> dict:
 
 
 def load_model(checkpoint: dict, model_class, config_class):
-    """The model of a checkpoint, ready to use: its averaged (EMA) weights where it has them, evaluation mode, frozen.
-    Raises UserError if the weights do not fit the model."""
+    """The model of a checkpoint, with averaged weights if it has them, frozen. Raises UserError if they misfit."""
     try:
         model = model_class(config_class(**checkpoint["config"]))
         model.load_state_dict(weights_of(checkpoint))
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise UserError(
-            f"The {checkpoint['name']} checkpoint is broken, or of another version of this project; train anew."
-        ) from error
+    except Exception as error:  # whatever a config or weights of another version provoke
+        raise UserError(f"The {checkpoint['name']} checkpoint is broken, or of another version; train anew.") from error
     return model.eval().requires_grad_(False)
 
 

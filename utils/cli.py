@@ -2,12 +2,11 @@
 
 import argparse
 import inspect
+import re
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
-
-import torch
 
 from utils.machine import UserError, keep_freed_memory, processes
 
@@ -15,40 +14,39 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(main) -> None:
-    """Call a script's `main`, among the other processes of the run if there are any; a UserError becomes one sentence on
-    stderr and exit code 2, without a traceback."""
+    """Call a script's `main` in each process of the run. A UserError, a file that cannot be read or written, and too
+    little memory become one sentence on stderr and exit code 2."""
     keep_freed_memory()
     try:
         with processes():
-            main()
+            return main()
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        message = error
     except OSError as error:
-        print(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
+        message = f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}."
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "you tried to allocate" not in str(error):
+        if isinstance(error, RuntimeError) and "tried to allocate" not in str(error).lower():
             raise
-        print("That does not fit into the memory; choose smaller sizes, or a smaller --batch_size.", file=sys.stderr)
-        sys.exit(2)
+        message = "That does not fit into the memory; choose smaller sizes, or a smaller --batch_size."
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def shortened(text) -> str:
-    """What a user gave, as a message can repeat it: in quotes, on one line, not too long."""
+    """What a user gave, for a message: in quotes, on one line, not too long."""
     text = str(text)
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def arguments_for(args: argparse.Namespace, function) -> dict:
-    """The arguments of a function that flags of the same names give it."""
+    """The arguments of a function, from the flags of the same names."""
     return {name: getattr(args, name) for name in inspect.signature(function).parameters}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """It adds the default to a flag's help, unless there is none or the help names it."""
+    """Adds the default to a flag's help, unless there is none or the help names it."""
 
     def _get_help_string(self, action):
         if action.default is None or action.default is False or "(default" in action.help:
@@ -57,15 +55,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """One that shows each flag's default in --help, and answers a wrong flag in one sentence."""
+    """Shows each flag's default in --help, and answers a wrong flag in one sentence."""
 
     def __init__(self, description: str, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str):
         message = " ".join(message.split())  # it repeats what was typed, whatever that is
-        message = message if len(message) <= 300 else f"{message[:297]}..."
-        print(f"{self.prog}: {message}; --help lists the flags.", file=sys.stderr)
+        print(f"{self.prog}: {message[:300]}; --help lists the flags.", file=sys.stderr)
         sys.exit(2)
 
 
@@ -87,47 +84,40 @@ seed_number = bounded(int, 0, 2**31 - 1)
 
 
 class TrainingParser(ArgumentParser):
-    """The flags of a script that trains `stages`, {stage: (model configs by preset, TrainingConfigs by preset)}: a preset,
-    where to write, and a flag for each number of the configs but those that are `from_data`.
-
-    A flag sets its number in every stage that has it.
-    """
+    """The flags of a script that trains `stages`, {stage: (model configs by preset, TrainingConfigs by preset)}: a
+    preset, where to write, and for each number of the configs, but those `from_data`, a flag for all stages."""
 
     def __init__(self, description: str, stages: dict[str, tuple[dict, dict]], output_dir: Path, from_data: set[str]):
         super().__init__(description)
         self.add_argument("--preset", choices=["small", "large", "paper"], default="small", help="sizes and steps")
         self.add_argument("--output_dir", type=Path, default=output_dir, help="where the run's files go")
         self.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-        first_look = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-        first_look.add_argument("--preset", choices=["small", "large", "paper"], default="small")
-        try:
-            preset = first_look.parse_known_args()[0].preset  # whose defaults --help shows
-        except argparse.ArgumentError:  # which the whole parser will answer
-            preset = "small"
-        self.stages, self.from_data, self.numbers = stages, from_data, {}
+        asked = re.search(r"--preset[ =](large|paper)", " ".join(sys.argv))
+        preset = asked[1] if asked else "small"  # whose defaults --help shows
+        self.stages, self.from_data, self.defaults = stages, from_data, {}  # {name: {stage: default}}
+        flags = {}
         for stage, config in [(stage, presets[preset]) for stage, pair in stages.items() for presets in pair]:
             kinds = get_type_hints(type(config))  # the types themselves, also where annotations are strings
             for f in fields(config):
                 if f.name not in from_data and kinds[f.name] in (int, float, bool, str):
-                    self.numbers.setdefault(f.name, []).append((stage, config, f, kinds[f.name]))
-        for name, of_stages in self.numbers.items():
-            _, config, f, kind = of_stages[0]
-            defaults = {stage: getattr(config, name) for stage, config, _, _ in of_stages}
-            alike = len(set(defaults.values())) == 1
-            shown = getattr(config, name) if alike else ", ".join(f"{stage} {x}" for stage, x in defaults.items())
-            meaning = f.metadata.get("help", f"of the model: see {type(config).__name__}")
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": f.metadata.get("choices")}
+                    flags.setdefault(f.name, (kinds[f.name], f.metadata, type(config).__name__))
+                    self.defaults.setdefault(f.name, {})[stage] = getattr(config, f.name)
+        for name, (kind, metadata, config_name) in flags.items():
+            defaults = self.defaults[name]
+            shown = ", ".join(f"{stage} {value}" for stage, value in defaults.items())
+            if len(set(defaults.values())) == 1:
+                shown = next(iter(defaults.values()))
+            meaning = metadata.get("help", f"of the model: see {config_name}")
+            how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": metadata.get("choices")}
             self.add_argument(f"--{name}", default=None, help=f"{meaning} (default: {shown})", **how)
 
     def configs(self, args) -> dict[str, list]:
-        """{stage: [model config, TrainingConfig]}: those of the preset, with the numbers that were given. Raises
-        UserError if a config will not take a number."""
-        # Patches of 16 do not divide the preset's images of 28x28, but those of 32x32 that --image_size asks for.
-        given = {name: getattr(args, name, None) for name in self.numbers.keys() | self.from_data}
-        given = {name: value for name, value in given.items() if value is not None}
+        """{stage: [model config, TrainingConfig]} of the preset, with the given numbers set all at once, as one may
+        fit only with another. Raises UserError if a config refuses one."""
+        given = {name: getattr(args, name, None) for name in self.defaults.keys() | self.from_data}
 
         def with_given(config):
-            return replace(config, **{f.name: given[f.name] for f in fields(config) if f.name in given})
+            return replace(config, **{f.name: given[f.name] for f in fields(config) if given.get(f.name) is not None})
 
         try:
             return {

@@ -31,13 +31,13 @@ class CaptionedImages:
         return self.pixels[index].to(self.device).float() / 255
 
     def draw_captions(self, index=slice(None)) -> Tensor:
-        """One of the captions of each image at `index`, all equally likely by torch's random state: (B,) of 0 .. M - 1."""
+        """A random valid caption of each image at `index`, (B,) in 0 .. M - 1."""
         ids = self.caption_ids[index]
         which = torch.rand(len(ids), device=ids.device) * (ids >= 0).sum(dim=1)
         return ids.gather(1, which.long()[:, None]).squeeze(1)
 
     def index_of(self, caption: str) -> Tensor:
-        """The indices of the images that a caption is valid for, (B,); none if it is no caption of these."""
+        """The indices of the images that a caption is valid for, (B,)."""
         number = self.captions.index(caption) if caption in self.captions else len(self.captions)
         return torch.where((self.caption_ids == number).any(dim=1))[0]
 
@@ -52,19 +52,19 @@ class CaptionedImages:
         return CaptionedImages(self.pixels[index], captions, renumbered[ids], self.closed)
 
     def of_different_captions(self, number: int) -> "CaptionedImages":
-        """The first images, at most `number`, no two of which have the same first caption, in the order of the captions."""
+        """The first images, at most `number`, of different first captions, in the order of the captions."""
         first = self.caption_ids[:, 0].tolist()
         index = {caption: i for i, caption in reversed(list(enumerate(first)))}
         chosen = sorted(sorted(index.values())[:number], key=lambda i: first[i])
         return self.subset(torch.tensor(chosen, device=self.device))
 
     def map(self, function, batch_size: int = 500) -> Tensor:
-        """function(images (B, C, H, W) in [0, 1]) -> (B, ...) of all the images, (N, ...), in chunks of batch_size."""
+        """function(images (B, C, H, W) in [0, 1]) -> (B, ...) of all images, in chunks of batch_size: (N, ...)."""
         return map_in_chunks(lambda index: function(self.images(index)), torch.arange(len(self)), batch_size=batch_size)
 
 
 def map_in_chunks(function, *batches, batch_size: int = 500) -> Tensor:
-    """function(*chunks) -> (B, ...) of all rows of `batches` (N, ...), tensors or lists, in chunks of batch_size: (N, ...)."""
+    """function(*chunks) -> (B, ...) of all rows of `batches`, (N, ...) or lists, in chunks of batch_size: (N, ...)."""
     starts = range(0, len(batches[0]), batch_size)
     return torch.cat([function(*(rows[i : i + batch_size] for rows in batches)) for i in starts])
 

@@ -3,19 +3,17 @@
 import contextlib
 import ctypes
 import gc
-import importlib
-import math
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which would become the default of its functions
 from filelock import FileLock, Timeout
 
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
@@ -24,7 +22,7 @@ MAX_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its message says how. utils.cli.start prints it and exits with 2."""
+    """A mistake that the user can mend; utils.cli.start prints the message and exits with 2."""
 
 
 def say(text: str) -> None:
@@ -34,7 +32,7 @@ def say(text: str) -> None:
 
 
 def get_device() -> torch.device:
-    """The accelerator of this process, the CPU where there is none."""
+    """The accelerator of this process, or the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None or accelerator.type == "mps" and "WORLD_SIZE" in os.environ:  # which has one process only
         return torch.device("cpu")
@@ -43,7 +41,7 @@ def get_device() -> torch.device:
 
 @contextlib.contextmanager
 def processes():
-    """Joins this process to the others that `torchrun` started, if it did, and parts from them at the end."""
+    """Joins the processes that `torchrun` started, if it did, and leaves them at the end."""
     if "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -52,7 +50,6 @@ def processes():
         if device.index >= torch.cuda.device_count():
             raise UserError(f"There are more processes than GPUs, which are {torch.cuda.device_count()}.")
         torch.cuda.set_device(device)
-    importlib.import_module("torch.distributed.nn")  # its functions' defaults are the group, if there is one by then
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -72,7 +69,7 @@ def process_index() -> int:
 
 
 def gathered(value) -> list:
-    """The values of all processes, in their order, when each of them is here."""
+    """The values of all processes, in order, once each has come here."""
     values = [value] * num_processes()
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -83,14 +80,12 @@ def default_precision() -> str:
     """bf16 where the device multiplies it faster than float32, else no."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if torch.backends.mps.is_available():
-        return "no"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not every torch can tell
+    capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that one process may fill: its accelerator's, or its part of this machine's."""
+    """Bytes that one process may fill."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -104,13 +99,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc's malloc keep the memory that is freed, for what comes next: handing it back to Linux and asking for it
-    anew costs a CPU a tenth of each step of training and more."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    """Have glibc keep freed memory: giving it back to Linux costs a CPU a tenth of each training step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # not every libc has it
     if mallopt is not None:
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # some versions take no more
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # some versions take no more
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def clocks() -> tuple[float, float, float]:
@@ -120,17 +114,13 @@ def clocks() -> tuple[float, float, float]:
     return time.monotonic(), all_cores, time.process_time()
 
 
-STARTED = clocks()  # what a script loads takes time, in which it can be seen what others do
+STARTED = clocks()  # loading a script's modules takes time enough to see what others do
 
 
 class Threads:
-    """As many threads of the CPU as there are cores that nothing else keeps busy.
+    """As many threads of the CPU as there are cores that nothing else keeps busy: parallel loops wait for the slowest.
 
-    The threads of a parallel loop wait for the slowest of them. If another program holds one of two cores, the thread
-    on that core is put aside again and again, and two threads are several times slower than one.
-
-    num_threads: this many, whatever else runs; 0 chooses. Several processes of a run are not changed: torchrun gives each
-    of them one thread, or what OMP_NUM_THREADS says.
+    num_threads: this many, whatever else runs; 0 chooses. Several processes keep what torchrun or OMP_NUM_THREADS says.
     """
 
     def __init__(self, num_threads: int = 0):
@@ -138,8 +128,7 @@ class Threads:
         self.is_free = num_threads == 0 and num_processes() == 1 and "OMP_NUM_THREADS" not in os.environ
 
     def choose(self) -> None:
-        """Set the number of threads by what other programs have done since the last choice, FIRST_LOOK seconds at least, and
-        say so if it changes."""
+        """Set the number of threads by what other programs did since the last choice, and say so if it changes."""
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
         if not self.is_free:
@@ -152,8 +141,7 @@ class Threads:
         threads = max(1, min(MAX_THREADS, int(psutil.cpu_count() - busy + 0.5)))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-            cores = f"{busy:.1f} of {psutil.cpu_count()} cores"
-            say(f"Other programs keep {cores} busy, so {threads} of {MAX_THREADS} threads are at work.")
+            say(f"Other programs keep {busy:.1f} of {psutil.cpu_count()} cores busy, so {threads} threads are at work.")
 
     def choose_again(self) -> None:
         """The same, if the last choice is LOOK_EVERY seconds old."""
@@ -163,60 +151,52 @@ class Threads:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path):
-    """A folder that no other run writes to, held by the first process for all; the system frees the lock of a run that
-    is killed, and the checkpoints and tables that such a run has left half-written are deleted. Raises UserError in the
-    first process if there is another run or the folder cannot be written, and SystemExit in the others."""
-    holder, problem = folder / ".running", None
-    lock = FileLock(folder / ".lock", blocking=False)
+    """Holds a folder for one run, and deletes what a killed one, whose lock the system frees, left half-written. Raises
+    UserError in the first process if that cannot be, and SystemExit in the others."""
+    holder, lock, problem = folder / ".running", FileLock(folder / ".lock", blocking=False), None
     if process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            since = time.strftime("%Y-%m-%d %H:%M")
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            started = time.strftime("%Y-%m-%d %H:%M")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {started}")
             for half_written in [*folder.glob(".*.pt.tmp"), *folder.glob(".*metrics.csv.tmp")]:
                 half_written.unlink()
         except Timeout:
             other = holder.read_text() if holder.exists() else "one that has just begun"
-            advice = "wait for it, stop it, or choose another --output_dir"
-            problem = UserError(f"{folder} is being written by another run, {other}; {advice}.")
+            problem = f"{folder} is being written by another run, {other}; stop it, or choose another --output_dir."
         except OSError as error:
-            problem = UserError(f"{folder} cannot be written: {error.strerror or error}.")
-    if any(gathered(problem is not None)):
-        raise problem or SystemExit(2)
+            problem = f"{folder} cannot be written: {error.strerror or error}."
+    if any(gathered(problem)):
+        raise UserError(problem) if problem else SystemExit(2)
     try:
         yield
     finally:
         if process_index() == 0:
-            with contextlib.suppress(OSError):  # of a folder that has vanished
-                holder.unlink(missing_ok=True)
+            holder.unlink(missing_ok=True)
             lock.release()
 
 
 def concerns(error: OSError, folder: Path) -> bool:
-    """Whether an error is one of writing to the folder: it names a file in it, or none, as that of a full disk does."""
+    """Whether an error names a file in the folder, or none, as that of a full disk does."""
     return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
 
 
 @contextlib.contextmanager
 def stop_signals():
-    """Catches SIGINT and SIGTERM, in a run of one process: yields a list that the number of the first is put into; a second
-    one ends the program. Several processes are ended by their launcher, and their last checkpoint is what there is.
-
-    A launcher passes on what the terminal has already sent, so what comes within a second of the first is the same one.
-    """
-    received, first = [], math.inf
+    """Yields a list for the number of the first SIGINT or SIGTERM; a second one ends the program at once. Several
+    processes are ended by torchrun instead."""
+    received, first = [], time.monotonic()
 
     def catch(number: int, frame) -> None:
         nonlocal first
-        if time.monotonic() - first > 1:
-            os._exit(128 + number)
         if not received:
             received.append(number)
             first = time.monotonic()
+        elif time.monotonic() - first > 1:  # a terminal and a launcher may both send the same one
+            os._exit(128 + number)
 
-    in_main = threading.current_thread() is threading.main_thread()  # other threads may not catch signals
-    caught = (signal.SIGINT, signal.SIGTERM) if in_main and num_processes() == 1 else ()
+    caught = (signal.SIGINT, signal.SIGTERM) if num_processes() == 1 else ()
     handlers = {number: signal.signal(number, catch) for number in caught}
     try:
         yield received

@@ -1,12 +1,8 @@
-"""Muon, and which parameters it trains, of all stages of both lessons.
+"""Muon and AdamW, and which parameters each of them trains, in both lessons.
 
-Muon (Jordan et al., 2024, github.com/KellerJordan/Muon) is gradient descent in which the step of a matrix is orthogonal.
-
-The momentum of a weight matrix has a few directions that are large and many that are small. Muon makes all of them alike,
-so that the rare ones are learned too, and fewer steps are enough. It is meant for the matrices inside a network; embeddings,
-heads, gains and biases are left to AdamW.
-
-torch.optim.Muon is the same, in bfloat16 always: on a CPU without bfloat16 instructions that takes twenty times as long.
+Muon (Jordan et al., 2024, github.com/KellerJordan/Muon) is gradient descent with orthogonal steps of each matrix.
+The momentum of a matrix has a few large directions and many small ones; Muon makes all of them alike, so that the rare
+ones are learned too, in fewer steps. torch.optim.Muon is always in bfloat16, twenty times slower on many CPUs.
 """
 
 import math
@@ -23,8 +19,7 @@ NEWTON_SCHULZ_STEPS = 5
 def make_optimizers(
     model: nn.Module, training: TrainingConfig, blocks: Iterable[nn.Module] = ()
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer `blocks`, and AdamW, the papers', for everything else: convolutions, embeddings,
-    heads, gains and biases. Weight decay is for what has more than one dimension."""
+    """Muon for the matrices of the transformer `blocks`, AdamW (the papers') for the rest; biases do not decay."""
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
     by_muon = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in by_muon]
@@ -38,7 +33,7 @@ def make_optimizers(
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of orthogonalized Nesterov momentum for matrices, of the root mean square that AdamW's steps have (0.2, arXiv
+    """Orthogonalized Nesterov momentum for matrices, scaled to a root mean square of 0.2 as AdamW's steps have (arXiv
     2502.16982, section 2.2), so that one learning rate serves both; with decoupled weight decay."""
 
     def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95, dtype=torch.float32):
@@ -52,9 +47,7 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if "momentum" not in self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-                momentum = self.state[parameter]["momentum"]
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.mul_(mu).add_(parameter.grad, alpha=1 - mu)
                 direction = parameter.grad * (1 - mu) + momentum * mu  # Nesterov's
                 update = 0.2 * math.sqrt(max(parameter.shape)) * orthogonalized(direction, self.dtype)
@@ -62,8 +55,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with the singular vectors of `matrix` (M, N) and singular values of about 1: five steps of a Newton-Schulz
-    iteration, the polynomial 3.4445 s - 4.775 s^3 + 2.0315 s^5 of each singular value s, which are at most 1 at first."""
+    """A matrix with the singular vectors of `matrix` (M, N) and singular values of about 1: Newton-Schulz steps, each
+    the polynomial 3.4445 s - 4.775 s^3 + 2.0315 s^5 of the singular values s, which start at 1 or less."""
     x = matrix.to(dtype)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)

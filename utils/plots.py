@@ -28,8 +28,7 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
     from PIL import Image, ImageDraw, ImageFont  # here and not matplotlib, which takes half a second to import
 
     dejavu = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
-    basic = ImageFont.Layout.BASIC  # the other one fails on some prompts
-    font = ImageFont.truetype(dejavu, 12, layout_engine=basic) if dejavu.exists() else ImageFont.load_default(12)
+    font = ImageFont.truetype(dejavu, 12, layout_engine=ImageFont.Layout.BASIC)  # the other one fails on some prompts
     count, _, height, width = images.shape
     scale = max(1, round(CELL / width))
     cell_width = width * scale + 2
@@ -52,7 +51,7 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: list[str] | No
 
 
 def wrapped(text: str, font, width: int) -> list[str]:
-    """A caption in lines that are at most so many pixels wide; what is behind MOST_LINES is left out."""
+    """A caption in at most MOST_LINES lines, each at most `width` pixels wide."""
     lines = [""]
     for word in "".join(letter if letter.isprintable() else " " for letter in text[:200]).split():
         if lines[-1] and font.getlength(f"{lines[-1]} {word}") > width:
@@ -64,8 +63,7 @@ def wrapped(text: str, font, width: int) -> list[str]:
 
 
 def plot_metrics(folder: Path, title: str) -> None:
-    """The columns of a run's metrics.csv over its steps as loss.png, a panel each: every step faintly, their running mean on
-    top."""
+    """The columns of metrics.csv over the steps as loss.png: every step faintly, their running mean on top."""
     from matplotlib.figure import Figure
 
     rows = read_numbers(folder / "metrics.csv")
@@ -75,9 +73,8 @@ def plot_metrics(folder: Path, title: str) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         values = torch.tensor([row[name] for row in rows])
         window = max(1, len(values) // 50)
-        means = F.avg_pool1d(values[None], window, stride=1)[0]
-        axes.plot(steps, values.numpy(), alpha=0.3)
-        axes.plot(steps[window - 1 :], means.numpy(), color="C0")
+        axes.plot(steps, values, alpha=0.3)
+        axes.plot(steps[window - 1 :], F.avg_pool1d(values[None], window, stride=1)[0], color="C0")
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step")
     figure.suptitle(title)

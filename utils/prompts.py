@@ -1,4 +1,4 @@
-"""What a model can be asked for: the prompts it knows, or any, with a word on those that it cannot know."""
+"""What a model can be asked for: the prompts it knows, or any."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,16 +30,15 @@ class Prompts:
         return cls(data["examples"], data["words"], data["closed"])
 
     def check(self, prompts: list[str], say: Callable = say) -> list[str]:
-        """The prompts without needless blanks. Says which of the words no caption had. Raises UserError for an empty
-        one, and for one that is no caption where there are few and all are known: letters alone would do for the
-        tokenizer, and the model would draw something, but nothing it was taught."""
+        """The prompts without needless blanks. Says which words no caption had. Raises UserError for an empty prompt,
+        and, where the captions are all that a model was taught, for any other."""
         checked = [" ".join(prompt.split()) for prompt in prompts]
         if self.closed:
             checked = [prompt.lower() for prompt in checked]
-            for prompt, known in zip(prompts, checked):
-                if known not in self.examples:
+            for given, prompt in zip(prompts, checked):
+                if prompt not in self.examples:
                     learned = ", ".join(self.examples)
-                    raise UserError(f"the prompt {shortened(prompt)} is unknown; the models learned {learned}.")
+                    raise UserError(f"the prompt {shortened(given)} is unknown; the models learned {learned}.")
         if "" in checked:
             raise UserError("A prompt is empty; say what to draw.")
         new = sorted({word for prompt in checked for word in prompt.lower().split()}.difference(self.words))

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from utils import checkpoints, machine
+from utils import checkpoints, machine, tables
 from utils.machine import UserError, gathered, num_processes, say
-from utils.tables import drop_rows_after, write_rows
 from utils.training import TrainingConfig, average_gradients, batch_index, scheduled_rate
 
 METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
@@ -23,11 +22,10 @@ METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for th
 class Run:
     """A training run that writes NAME-STEP.pt, metrics.csv and held_out_metrics.csv to a folder of its own.
 
-    Everything random in a step follows from (seed, step, process): a run that was stopped and resumed sees the same
-    images, captions and noise as one that was not. `origin` goes into the checkpoints, as plain containers: "data",
-    "tokenizer" and "sources", {name: {"fingerprint", ...}} of the frozen models that it learns from. Raises UserError
-    if the folder cannot be written or another run writes there, if the disk is full, if a loss is not finite, and if
-    what is resumed is finished or was trained otherwise.
+    Everything random in a step follows from (seed, step, process), so a resumed run is the same as one never stopped.
+    `origin` goes into the checkpoints: "data", "tokenizer" and "sources", {name: {"fingerprint", ...}} of the frozen
+    models that it learns from. Raises UserError if the folder cannot be written or another run writes to it, if a loss
+    is not finite, or if what is resumed is finished or was trained otherwise.
     """
 
     def __init__(self, name: str, model: nn.Module, optimizers: list, training: TrainingConfig, folder: Path, **origin):
@@ -41,46 +39,42 @@ class Run:
             model.compile()
 
     def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(machine.lock_folder(self.folder))
-            self.signals = stack.enter_context(machine.stop_signals())
-            self.held = stack.pop_all()
+        self.held = contextlib.ExitStack()
+        self.held.enter_context(machine.lock_folder(self.folder))
+        self.signals = self.held.enter_context(machine.stop_signals())
         return self
 
     def __exit__(self, error_type, error, traceback):
         self.held.close()
         if isinstance(error, OSError) and machine.concerns(error, self.folder):
-            reason = f"{self.folder} cannot be written: {error.strerror or error}."
-            raise UserError(f"{reason} {checkpoints.last_good(self.folder, self.name)}") from error
+            last = checkpoints.last_good(self.folder, self.name)
+            raise UserError(f"{self.folder} cannot be written: {error.strerror or error}. {last}") from error
 
     def steps(self, num_images: int, resume: bool = False) -> Iterator[tuple[int, Tensor]]:
-        """Each step from 0, or from where a resumed run was, with the images that this process sees in it, (B,) of 0 ..
-        num_images - 1. Ends the program with 128 + its number after the step in which a signal came. Raises
-        RuntimeError if the loop's body comes to its end without update()."""
-        t, parts = self.training, num_processes()
-        if t.batch_size % parts:
-            raise UserError(f"--batch_size {t.batch_size} does not divide among {parts} processes.")
+        """Yields each step with the images that this process sees in it, (B,) in 0 .. num_images - 1. A signal ends the
+        program after its step, with 128 + its number. Raises RuntimeError if the loop's body did not call update()."""
+        self.num_images, parts = num_images, num_processes()
+        if self.training.batch_size % parts:
+            raise UserError(f"--batch_size {self.training.batch_size} does not divide among {parts} processes.")
         if len(set(gathered(num_images))) > 1:
             raise UserError("The processes have found different data; see to it that all of them can read the same.")
-        self.num_images = num_images
         if resume:
             self.load()
         elif self.is_main:
             checkpoints.move_aside(self.folder, self.name)
-        for name in ("metrics.csv", "held_out_metrics.csv") if self.is_main else ():
-            drop_rows_after(self.folder / name, self.step)
-        what = f"{sum(p.numel() for p in self.model.parameters()):,} parameters, {t.num_training_steps} steps of "
-        what += f"{t.batch_size} images on {parts} x {self.device}, mixed precision {t.mixed_precision}"
-        say(f"Training {self.name}: {what}, into {self.folder}")
+        if self.is_main:
+            tables.drop_rows_after(self.folder / "metrics.csv", self.step)
+            tables.drop_rows_after(self.folder / "held_out_metrics.csv", self.step)
+        t, start, end = self.training, self.step, self.training.num_training_steps
+        size = f"{sum(p.numel() for p in self.model.parameters()):,} parameters, mixed precision {t.mixed_precision}"
+        say(f"Training {self.name} in {self.folder}: {size}, {t.batch_size} images a step on {parts} x {self.device}")
         threads = machine.Threads(t.num_threads)
         threads.choose()
-        bar = {"initial": self.step, "total": t.num_training_steps, "desc": self.name, "disable": not self.is_main}
-        with tqdm(**bar) as self.progress:
-            self.model.train()
-            while (step := self.step) < t.num_training_steps:
-                seed = self.training.seed
-                torch.manual_seed(hash((seed, step, machine.process_index())) % 2**32)  # a generator takes 32 bits
-                yield step, batch_index(step, num_images, t.batch_size, seed).to(self.device)
+        self.model.train()
+        with tqdm(desc=self.name, initial=start, total=end, disable=not self.is_main) as self.progress:
+            for step in range(start, end):
+                torch.manual_seed(hash((t.seed, step, machine.process_index())) % 2**32)  # a generator takes 32 bits
+                yield step, batch_index(step, num_images, t.batch_size, t.seed).to(self.device)
                 if self.step == step:
                     raise RuntimeError("The body of the training loop came to its end without run.update(loss).")
                 threads.choose_again()
@@ -94,8 +88,7 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.mixed_precision == "bf16")
 
     def update(self, loss: Tensor, **metrics) -> None:
-        """A step of the optimizers down the gradient of `loss`, the mean of all processes, clipped, at the rate of the schedule;
-        and of the averaged weights, which begin with the first trained ones. metrics: scalars for the log."""
+        """A step of the optimizers, down the clipped gradient, and of the averaged weights. metrics: scalars to log."""
         learning_rate = scheduled_rate(self.training, self.step)
         loss.backward()
         average_gradients(self.model)
@@ -108,21 +101,19 @@ class Run:
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.step += 1
-        measured = {"loss": loss, "grad_norm": grad_norm, **metrics}
-        measured = {name: value.detach() if isinstance(value, Tensor) else value for name, value in measured.items()}
-        self.pending.append({"step": self.step, "learning_rate": learning_rate, **measured})
+        row = {"step": self.step, "learning_rate": learning_rate, "loss": loss, "grad_norm": grad_norm, **metrics}
+        self.pending.append({name: x.detach() if isinstance(x, Tensor) else x for name, x in row.items()})
         self.progress.update()
         if self.is_due(METRICS_EVERY):
             self.write_metrics()
 
     def is_due(self, every: int) -> bool:
-        """Whether the step just taken is one of every so many, or the last."""
+        """Whether the step just taken is a multiple of `every`, or the last."""
         return self.step % every == 0 or self.step == self.training.num_training_steps
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[nn.Module]:
-        """The model with its averaged weights, if there are any, in evaluation mode, without gradients, each time with the
-        same random numbers."""
+        """The model (averaged, if it has averages) in evaluation mode, each time with the same random numbers."""
         self.write_metrics()
         model = self.model if self.averaged is None else self.averaged.module
         with torch.no_grad(), self.autocast():
@@ -134,25 +125,20 @@ class Run:
         """Metrics of held-out data to the screen, to held_out_metrics.csv and to the next checkpoints."""
         self.held_out = metrics
         if self.is_main:
-            write_rows(self.folder / "held_out_metrics.csv", [{"step": self.step, **metrics}], append=True)
+            tables.write_rows(self.folder / "held_out_metrics.csv", [{"step": self.step, **metrics}], append=True)
             self.progress.write(f"step {self.step}: " + ", ".join(f"{n} {value:.4g}" for n, value in metrics.items()))
 
     def write_metrics(self) -> None:
-        """The metrics of the last steps, those of the first process, to metrics.csv, up to the first row that is not finite:
-        that one raises UserError."""
-        for row in self.pending:
-            row |= {name: value.item() for name, value in row.items() if isinstance(value, Tensor)}
-        bad = next((i for i, row in enumerate(self.pending) if not all(map(math.isfinite, row.values()))), None)
-        rows, self.pending = self.pending, []
+        """The first process's metrics since the last look to metrics.csv. Raises UserError if one is not finite."""
+        rows = [{name: x.item() if isinstance(x, Tensor) else x for name, x in row.items()} for row in self.pending]
+        bad = [row for row in rows if not all(map(math.isfinite, row.values()))]
+        self.pending = []
         if self.is_main:
-            write_rows(self.folder / "metrics.csv", rows[:bad], append=True)
-        if bad is not None:
-            step, loss, norm, rate = (rows[bad][name] for name in ("step", "loss", "grad_norm", "learning_rate"))
-            found = (
-                f"The loss is {loss:.4g} and its gradient {norm:.4g} at step {step}, with a learning rate of {rate:.3g}"
-            )
+            tables.write_rows(self.folder / "metrics.csv", [row for row in rows if row not in bad], append=True)
+        if bad:
+            found = "Loss {loss:.4}, gradient {grad_norm:.4} at step {step}, with a learning rate of {learning_rate:.3}"
             last = checkpoints.last_good(self.folder, self.name)
-            raise UserError(f"{found}, so the run is stopped. {last} A lower --learning_rate may help.")
+            raise UserError(f"{found.format(**bad[0])}, so the run is stopped; try a lower --learning_rate. {last}")
 
     def save(self) -> None:
         """Write NAME-STEP.pt."""
@@ -161,8 +147,7 @@ class Run:
             ema = self.averaged and self.averaged.module.state_dict()
             checkpoint = {"step": self.step, "held_out": self.held_out, "model": self.model.state_dict(), "ema": ema}
             checkpoint["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
-            path = self.folder / f"{self.name}-{self.step}.pt"
-            checkpoints.save_checkpoint(path, {**self.identity(), **checkpoint})
+            checkpoints.save_checkpoint(self.folder / f"{self.name}-{self.step}.pt", {**self.identity(), **checkpoint})
         gathered(self.step)  # the others may go on to read it, and wait for the first process
 
     def identity(self) -> dict:
@@ -171,20 +156,16 @@ class Run:
         return {"name": self.name, "config": config, "training": training, "num_images": self.num_images, **self.origin}
 
     def is_finished(self, num_images: int) -> bool:
-        """Whether the newest checkpoint of the folder is the last one of just this training."""
+        """Whether the newest checkpoint in the folder is the last one of just this training."""
         self.num_images, path = num_images, checkpoints.newest_checkpoint(self.folder, self.name)
-        checkpoint = path and checkpoints.load_checkpoint(path, self.name)
-        if path is None or checkpoint["step"] != self.training.num_training_steps:
+        if path != self.folder / f"{self.name}-{self.training.num_training_steps}.pt":
             return False
-        other = checkpoints.differences(checkpoint, self.identity())
-        if other:
-            say(f"{path} was trained otherwise: {other[0]}. So {self.name} is trained anew.")
-        else:
-            say(f"{self.name} is trained already, {path}")
+        other = checkpoints.differences(checkpoints.load_checkpoint(path, self.name), self.identity())
+        say(f"{path} was trained otherwise: {other[0]}." if other else f"{path} is trained already.")
         return not other
 
     def load(self) -> None:
-        """Go on from the newest checkpoint of the folder, if there is one, with its seed."""
+        """Go on from the newest checkpoint in the folder, if there is one, with its seed."""
         path = checkpoints.newest_checkpoint(self.folder, self.name)
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")

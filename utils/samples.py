@@ -1,4 +1,4 @@
-"""What the scripts that draw images share: which prompts, whose random numbers, and the files that they write."""
+"""What the scripts that draw images share: prompts, seeds, and the files that they write."""
 
 import random
 import re
@@ -39,14 +39,12 @@ def add_checkpoint_flags(parser: ArgumentParser, *names: str) -> None:
 
 
 def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:
-    """The prompt of each image to draw, and the columns of the grid: num_samples images of each given prompt, or of
-    random captions. Raises UserError for a prompt that the model cannot be asked for, and for too many images."""
+    """The prompt of each image to draw, num_samples of each given prompt or random caption, and the columns of a grid.
+    Raises UserError for a prompt that the model cannot be asked for, and for too many images."""
     given = known.check(prompts) if prompts else random.Random(seed).choices(known.examples, k=NUM_RANDOM)
     if num_samples * len(given) > MOST_IMAGES:
-        raise UserError(
-            f"That makes {num_samples * len(given):,} images, and {MOST_IMAGES:,} is the most; draw fewer, with another "
-            f"--seed each time."
-        )
+        number = f"{num_samples * len(given):,}"
+        raise UserError(f"{number} images are more than {MOST_IMAGES:,}; draw fewer, with another --seed each time.")
     repeated = [prompt for prompt in given for _ in range(num_samples)]
     if not prompts:
         for row in range(0, NUM_RANDOM, 8):
@@ -57,7 +55,7 @@ def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known
 
 
 def sample_captions(test_set: CaptionedImages, number: int = 40) -> list[str]:
-    """What a training draws again and again: all captions, as often as they fit in, or some of many."""
+    """The captions that a training draws, at most `number`: all, repeated while they fit, or random ones."""
     captions = test_set.captions
     if len(captions) > number:
         return random.Random(0).sample(captions, number)
@@ -65,7 +63,7 @@ def sample_captions(test_set: CaptionedImages, number: int = 40) -> list[str]:
 
 
 def write_sample_grid(images: Tensor, captions: list[str], step: int, folder: Path) -> None:
-    """Images (B, C, H, H) drawn in training as sample-STEP.png, and their captions as sample_prompts-STEP.txt, in rows."""
+    """Images (B, C, H, H) drawn in training as sample-STEP.png, their captions as sample_prompts-STEP.txt, in rows."""
     save_grid(images, folder / f"sample-{step}.png", COLUMNS, captions, title=f"step {step}")
     rows = [", ".join(captions[i : i + COLUMNS]) for i in range(0, len(captions), COLUMNS)]
     (folder / f"sample_prompts-{step}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -87,8 +85,7 @@ class SeededNoise:
 
 
 def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path, **more: list) -> None:
-    """Each image (C, H, H) in [0, 1] as a PNG of its own size, and samples.csv with a row for each: its file, prompt and seed, and
-    `more` columns."""
+    """Each image (C, H, H) in [0, 1] as a PNG, and samples.csv with a row for each: file, prompt, seed and `more`."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [re.sub(r"\W+", "-", prompt).strip("-")[:40] for prompt in prompts]  # letters and digits: no path, no dots
     names = [f"{i:04d}-{word}.png" for i, word in enumerate(words)]

@@ -1,4 +1,4 @@
-"""A training in numbers: its presets' fields, its learning rate, its order of the images; and a model on its device."""
+"""A training in numbers: its config, its learning rate, its order of the images; and a model on its device."""
 
 import contextlib
 import functools
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from utils.machine import UserError, default_precision, get_device, num_processes, process_index, total_memory
 
+MIXED_PRECISION = {"help": "bf16 multiplies matrices in bfloat16, no in float32", "choices": ("no", "bf16")}
+
 
 @dataclass
 class TrainingConfig:
-    """The numbers that each preset sets and a flag of the same name overrides. Raises ValueError if one of them is out
-    of range."""
+    """Numbers that a preset sets and a flag of the same name overrides. Raises ValueError if one is out of range."""
 
     num_training_steps: int = field(metadata={"help": "optimizer steps"})
     batch_size: int = field(metadata={"help": "images a step, over all processes"})
@@ -27,10 +28,7 @@ class TrainingConfig:
     save_every: int = field(default=500, metadata={"help": "steps between checkpoints"})
     sample_every: int = field(default=250, metadata={"help": "steps between sample grids"})
     seed: int = field(default=0, metadata={"help": "of all random numbers"})
-    mixed_precision: str = field(
-        default_factory=default_precision,
-        metadata={"help": "bf16 multiplies matrices in bfloat16, no in float32", "choices": ("no", "bf16")},
-    )
+    mixed_precision: str = field(default_factory=default_precision, metadata=MIXED_PRECISION)
     compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
     num_threads: int = field(default=0, metadata={"help": "of the CPU; 0 takes the cores that nothing else keeps busy"})
 
@@ -49,7 +47,7 @@ class TrainingConfig:
 
 
 def with_sizes(config, **sizes):
-    """A model config with the sizes that the data give. Raises UserError if they do not fit its others."""
+    """A model config with the sizes that the data give. Raises UserError if they do not fit the others."""
     try:
         return replace(config, **sizes)
     except ValueError as error:
@@ -57,21 +55,17 @@ def with_sizes(config, **sizes):
 
 
 def build_model(model_class, config, training: TrainingConfig) -> nn.Module:
-    """model_class(config) on this process's device, its first weights drawn by the seed, the same in every process.
-    Raises UserError if training needs more memory than there is: in float32, 16 bytes a parameter for the weight, its
-    gradient and the optimizer's two moments, and 4 for the averaged weight."""
+    """model_class(config) on this process's device, its weights drawn by the seed. Raises UserError if the memory is
+    too small: 16 bytes a parameter for weight, gradient and two moments, and 4 for the averaged weight."""
     device, parameters = get_device(), 0
     with contextlib.suppress(RuntimeError), torch.device("meta"):  # takes no memory; not every layer can be made there
         parameters = sum(parameter.numel() for parameter in model_class(config).parameters())
     needed, memory = (20 if training.ema_decay else 16) * parameters, total_memory(device)
     if needed > memory:
-        raise UserError(
-            f"Training {parameters / 1e9:.1f} billion parameters takes {needed / 2**30:.0f} GiB in each process, and {device} "
-            f"has {memory / 2**30:.0f}; choose a smaller --preset or smaller sizes."
-        )
+        what = f"Training {parameters / 1e9:.1f} billion parameters takes {needed / 2**30:.0f} GiB in each process"
+        raise UserError(f"{what}, and {device} has {memory / 2**30:.0f}; choose a smaller --preset or smaller sizes.")
     torch.manual_seed(training.seed)
-    # Convolutions are twice as fast on a CPU with weights in channels_last.
-    return model_class(config).to(device, memory_format=torch.channels_last)
+    return model_class(config).to(device, memory_format=torch.channels_last)  # twice as fast for a CPU's convolutions
 
 
 def scheduled_rate(training: TrainingConfig, step: int) -> float:
@@ -81,15 +75,11 @@ def scheduled_rate(training: TrainingConfig, step: int) -> float:
 
 
 def batch_index(step: int, num_images: int, batch_size: int, seed: int) -> Tensor:
-    """Which images this process sees at a step: its part of a batch that runs through one shuffled epoch after another, or
-    through several of them if there are fewer images than that."""
+    """The images that this process sees at a step: its part of a batch, of one shuffled epoch after another."""
     first, end = step * batch_size, (step + 1) * batch_size
-    parts = []
-    while first < end:
-        epoch, start = divmod(first, num_images)
-        parts.append(shuffled(num_images, seed, epoch)[start : start + end - first])
-        first += len(parts[-1])
-    return torch.cat(parts).chunk(num_processes())[process_index()]
+    epochs = range(first // num_images, (end - 1) // num_images + 1)
+    order = torch.cat([shuffled(num_images, seed, epoch) for epoch in epochs])[first % num_images :]
+    return order[:batch_size].chunk(num_processes())[process_index()]
 
 
 @functools.lru_cache(maxsize=8)
@@ -99,7 +89,7 @@ def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes, as DistributedDataParallel does, which would wrap the model."""
+    """Replace each gradient by its mean over the processes."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if num_processes() > 1:
         flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -1,7 +1,7 @@
-"""Where images come from: a table of loaders, {name: loader}, to which each file in this folder adds its own lines.
+"""Where images come from: LOADERS, {name: loader}, to which each file in this folder adds its own.
 
-A data set of your own is a file here with a line such as LOADERS = {"shapes": load_shapes}, where load_shapes(source, data_dir)
-returns the training and the test images, two CaptionedImages; then --dataset shapes learns from it.
+A data set of your own is a file here with LOADERS = {"shapes": load_shapes}, where load_shapes(source, data_dir)
+returns two CaptionedImages, to train on and to test on; then --dataset shapes learns from it.
 """
 
 import importlib
@@ -24,11 +24,7 @@ for module in pkgutil.iter_modules(__path__):
 def add_data_flags(parser: ArgumentParser) -> None:
     """The fields of a DataSource, and --data_dir."""
     add, names = parser.add_argument, "|".join(name or "FOLDER" for name in LOADERS)
-    add(
-        "--dataset",
-        metavar=names,
-        help="images to learn from (default: those of the earlier stage; for a first stage MNIST)",
-    )
+    add("--dataset", metavar=names, help="images to learn from (default: those of the earlier stage, or MNIST)")
     add("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
     add("--image_size", type=bounded(int, 1, 4096), help="images are cut to a square and resized to this (default: 28)")
     add("--image_channels", type=int, choices=[1, 3], help="gray or color (default: 1 for plain digits)")
@@ -38,8 +34,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
 
 def data_source(args, learned: dict | None = None) -> DataSource:
     """What the data flags say, or else what an earlier stage learned from, the "data" of its checkpoint, whose size and
-    channels are kept. A folder is taken with its whole path, so that a later stage finds it from anywhere. Raises
-    UserError if the flags ask for another size or for other channels."""
+    channels are kept. A folder gets its whole path. Raises UserError if another size or channels are asked for."""
     source = DataSource(*(getattr(args, f.name) for f in fields(DataSource)))
     if source.dataset not in (None, *LOADERS) and Path(source.dataset).is_dir():
         source = replace(source, dataset=str(Path(source.dataset).resolve()))
@@ -51,10 +46,8 @@ def data_source(args, learned: dict | None = None) -> DataSource:
     source = replace(earlier, **{name: value for name, value in asdict(source).items() if value is not None})
     if (source.image_size, source.image_channels) != (earlier.image_size, earlier.image_channels):
         size, channels = earlier.image_size, earlier.image_channels
-        raise UserError(
-            f"The earlier stage learned images of {size}x{size} pixels in {channels} channels, and so must this; leave out "
-            f"--image_size and --image_channels, or train the earlier stage with them."
-        )
+        learned_images = f"The earlier stage learned images of {size}x{size} pixels in {channels} channels"
+        raise UserError(f"{learned_images}, and so must this; leave out --image_size and --image_channels.")
     return source
 
 
@@ -65,8 +58,7 @@ class LoadedImages(NamedTuple):
 
 
 def load_images(source: DataSource, data_dir: Path, device) -> LoadedImages:
-    """Training and test images, in the device's memory if they fit, and their source with its gaps filled in. Raises
-    UserError where they cannot be had or read."""
+    """Training and test images, in the device's memory if they fit. Raises UserError if they cannot be had or read."""
     source = replace(source, dataset=source.dataset or mnist.mnist_or_5k(data_dir))
     loader = LOADERS.get(source.dataset, LOADERS.get(None))
     if loader is None:

