@@ -19,10 +19,11 @@ from utils.training import TrainingConfig, build_model
 @dataclass
 class LineConfig:
     width: int = 3
+    slope: int = 2  # no weight has a shape by it
 
 
 class Line(nn.Module):
-    """The smallest model with a config: y = w x + b, with noise that the random state decides."""
+    """The smallest model with a config: w x + b is fitted to slope x, with noise that the random state decides."""
 
     def __init__(self, config):
         super().__init__()
@@ -30,16 +31,16 @@ class Line(nn.Module):
         self.layer = nn.Linear(config.width, config.width)
 
     def forward(self, x):
-        return (self.layer(x + torch.randn_like(x)) - 2 * x).square().mean()
+        return (self.layer(x + torch.randn_like(x)) - self.config.slope * x).square().mean()
 
 
 def make_line(total=12, muon=True, **numbers):
     """The model, its optimizers, and its TrainingConfig."""
     numbers = {"warmup_steps": 2, "ema_decay": 0.9, "save_every": 7, "sample_every": 5, "seed": 3, **numbers}
     numbers = {"batch_size": 4, "learning_rate": 0.1, **numbers}
-    width = numbers.pop("width", 3)
+    config = LineConfig(**{name: numbers.pop(name) for name in ("width", "slope") if name in numbers})
     training = TrainingConfig(total, mixed_precision="no", num_threads=1, **numbers)
-    model = build_model(Line, LineConfig(width), training)
+    model = build_model(Line, config, training)
     if not muon:
         return model, [torch.optim.AdamW(model.parameters(), weight_decay=0.0)], training
     return model, [Muon([model.layer.weight], 0.1), torch.optim.AdamW([model.layer.bias])], training

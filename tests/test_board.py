@@ -1,5 +1,6 @@
 """TensorBoard's files say what a run's CSV files and sample grids do, of a run that is finished or still going on."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -49,7 +50,12 @@ def test_a_run_is_followed(tmp_path):
     while not (tmp_path / "tensorboard").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     write_run(tmp_path, 3, 6)
-    time.sleep(2)
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        with contextlib.suppress(AssertionError, KeyError):  # until all of it is there
+            assert_shown(tmp_path)
+            break
+    assert process.poll() is None
     process.kill()
     process.wait()
     assert_shown(tmp_path)

@@ -167,6 +167,24 @@ def test_rows_are_appended_and_half_a_line_is_left_out(tmp_path):
     assert path.read_text().splitlines() == ["step,loss", "1,0.5"] and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_column_may_come_in_the_middle_of_what_is_appended(tmp_path):
+    path = tmp_path / "metrics.csv"
+    write_rows(path, [{"step": 1, "loss": 1.0}])
+    write_rows(path, [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.0, "extra": 2.0}], append=True)
+    write_rows(path, [{"step": 4, "loss": 1.0}], append=True)
+    rows = read_numbers(path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["extra"] for row in rows][2] == 2
+
+
+def test_rows_are_appended_to_the_very_file(tmp_path):
+    """It is not written anew, so that a run that is killed in between loses none of its rows."""
+    path = tmp_path / "metrics.csv"
+    write_rows(path, [{"step": 1}])
+    before = path.stat().st_ino, path.read_bytes()
+    write_rows(path, [{"step": 2}], append=True)
+    assert path.stat().st_ino == before[0] and path.read_bytes().startswith(before[1])
+
+
 @pytest.fixture
 def four_cores(monkeypatch):
     """A machine of four cores whose clock, work of all, and work of this process the test sets."""

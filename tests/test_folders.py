@@ -288,6 +288,20 @@ def test_own_images_come_to_their_size_by_several_up_samplers(trained, tmp_path)
     assert read_image(drawn / "upsampled/0000-a-cat.png").shape == (3, 32, 32)
 
 
+def test_a_run_does_not_go_on_with_captions_that_were_changed_meanwhile(folder, tmp_path):
+    data = ("--dataset", folder, "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "out")
+    dvae = ("lesson_08/train_dvae.py", *TINY, "--hidden_dim", 8, "--codebook_size", 16, *data)
+    succeeds(*dvae, "--num_training_steps", 1)
+    table = folder / "metadata.csv"
+    before = table.read_text()
+    table.write_text(before.replace("gray number 7", "white number 7"))
+    result = script(*dvae, "--num_training_steps", 2, "--resume")
+    said = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and "was trained otherwise: examples of the data" in said, result.stderr
+    table.write_text(before)
+    assert "Resuming from" in succeeds(*dvae, "--num_training_steps", 2, "--resume").stdout
+
+
 def test_a_batch_may_be_larger_than_the_folder(folder, tmp_path):
     big = ("lesson_08/train_dvae.py", *TINY, "--dataset", folder, "--batch_size", 50, "--output_dir", tmp_path / "out")
     succeeds(*big, "--num_training_steps", 2, "--hidden_dim", 8, "--data_dir", tmp_path / "data")

@@ -97,8 +97,11 @@ def test_evaluation_has_the_averaged_weights_and_gives_the_others_back(tmp_path)
     assert seen
 
 
-def test_a_model_in_training_is_in_training_mode_at_every_step(tmp_path):
-    fit_line(tmp_path, sample_every=2, at_step=lambda step, run: run.model.training or pytest.fail("evaluation mode"))
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_model_in_training_is_in_training_mode_at_every_step(tmp_path, ema_decay):
+    modes = []
+    fit_line(tmp_path, sample_every=2, ema_decay=ema_decay, at_step=lambda step, run: modes.append(run.model.training))
+    assert modes == [True] * 12
 
 
 def test_each_step_has_noise_of_its_own_and_evaluations_all_the_same(tmp_path):
@@ -150,6 +153,7 @@ OTHERWISE = {
     "max_grad_norm was": {"max_grad_norm": 0.5},
     "number of images was '20' and is '19'": {"num_images": 19},
     "width was": {"width": 4},
+    "slope was '2' and is '3'": {"slope": 3},
     "tokenizer was": {"origin": {"tokenizer": "another"}},
     "examples of the data was": {"origin": {"data": {"examples": ["edited"]}}},
     "the dvae it learned from was": {"origin": {"sources": {"dvae": {"fingerprint": "another"}}}},
@@ -186,19 +190,25 @@ def test_finished_is_the_last_checkpoint_of_just_this_training(tmp_path):
     fit_line(tmp_path)
     assert is_finished() and is_finished(save_every=2, seed=5)
     assert not is_finished(total=20) and not is_finished(batch_size=5) and not is_finished(width=4)
-    assert not is_finished(num_images=19)
+    assert not is_finished(num_images=19) and not is_finished(slope=3)
     (tmp_path / "line-12.pt").unlink()
     assert not is_finished() and (tmp_path / "line-7.pt").exists()  # stopped half-way
 
 
-def test_an_earlier_run_is_moved_aside(tmp_path):
+def test_an_earlier_run_is_moved_aside(tmp_path, capsys):
     def at_last(step, run):
         (tmp_path / "sample-5.png").write_text(str(step))
+        (tmp_path / "loss.png").write_text(str(step))
 
     fit_line(tmp_path, at_step=at_last)
-    names = {"line-7.pt", "line-12.pt", "metrics.csv", "held_out_metrics.csv", "sample-5.png"}
+    (tmp_path / "notes.txt").write_text("mine")
+    fit_line(tmp_path, total=14, resume=True, at_step=at_last)
+    names = {"line-7.pt", "line-12.pt", "line-14.pt", "metrics.csv", "held_out_metrics.csv", "sample-5.png", "loss.png"}
     before = {name: (tmp_path / name).read_bytes() for name in names}
+    assert "earlier run" not in capsys.readouterr().out and not (tmp_path / "earlier-1").exists()
     fit_line(tmp_path, total=8)
+    assert f"wrote is now in {tmp_path / 'earlier-1'}" in capsys.readouterr().out
+    assert (tmp_path / "notes.txt").read_text() == "mine"
     assert {path.name: path.read_bytes() for path in (tmp_path / "earlier-1").iterdir()} == before
     assert {path.name for path in tmp_path.glob("*.pt")} == {"line-7.pt", "line-8.pt"}
     fit_line(tmp_path, total=8)

@@ -9,13 +9,15 @@ from pathlib import Path
 def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
     """Rows as a CSV file with a header of all their names, or appended to those that it has. A program that is killed
     meanwhile loses none of these."""
-    header = ",".join(rows[0]) + "\n" if rows else ""
-    if append and path.exists() and path.read_text(encoding="utf-8").startswith(header):
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, rows[0] if rows else []).writerows(rows)
-        return
-    rows = [*read_rows(path), *rows] if append else rows
     names = list(dict.fromkeys(name for row in rows for name in row))
+    if append and path.exists():
+        with open(path, "r+", newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+            if set(names) <= set(header):
+                file.seek(0, os.SEEK_END)
+                return csv.DictWriter(file, header).writerows(rows)
+        rows = [*read_rows(path), *rows]
+        names = list(dict.fromkeys([*header, *names]))
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
