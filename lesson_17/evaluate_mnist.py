@@ -13,7 +13,7 @@ from lesson_17.frozen_clip import NUM_HELD_OUT, EmbeddedImages, zero_shot_accura
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from lesson_17.train_prior import evaluate as evaluate_prior
 from torch import Tensor
-from utils.checkpoints import models_folder
+from utils.checkpoints import models_folder, newest_checkpoint
 from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import CaptionedImages, map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
@@ -50,7 +50,8 @@ def main() -> None:
         *judge.sample_rows("samples", samples),
         *judge.sample_rows("unguided samples", unguided_samples),
     ]
-    write_report(args.output_dir, "dall_e_2", rows, samples, judge, pipeline.files, sampling)
+    files = {**pipeline.files, **upsampler_files(pipeline, source.image_size, args)}
+    write_report(args.output_dir, "dall_e_2", rows, samples, judge, files, sampling)
 
 
 def parse_args():
@@ -93,6 +94,16 @@ def enlarger(pipeline: Pipeline, image_size: int, args):
 
     upsamplers = load_upsamplers(size, pipeline.decoder.config.image_channels, models_folder(args.models))
     return partial(upsample_all, upsamplers, num_steps=args.sampling_steps, sampler=args.sampler)
+
+
+def upsampler_files(pipeline: Pipeline, image_size: int, args) -> dict[str, str]:
+    """The checkpoints of the up-samplers between the decoder's images and the data's, by their names."""
+    size, files = 2 * pipeline.decoder.config.image_size, {}
+    while size <= image_size:
+        name = f"upsampler_{size}"
+        files[name] = str(newest_checkpoint(models_folder(args.models) / name, name))
+        size *= 2
+    return files
 
 
 def prior_rows(pipeline: Pipeline, held_out: EmbeddedImages) -> list[Row]:

@@ -10,7 +10,7 @@ from lesson_17.diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig,
 from lesson_17.frozen_clip import EmbeddedData, EmbeddedImages, FrozenCLIP, embed
 from torch import Tensor
 from utils.cli import ROOT, TrainingParser, UserError, bounded, start
-from utils.data import map_in_chunks
+from utils.data import DataSource, map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads, get_device
 from utils.optimizers import make_optimizers
@@ -52,8 +52,7 @@ def train(
     clip, embedded, held_out, source = data
     train_set, image_embed, captions = embedded.images, embedded.image_embed, embedded.captions
     image_size = image_size or source.image_size
-    if image_size > source.image_size:
-        raise UserError(f"--decoder_image_size {image_size} is larger than the images, {source.image_size} pixels.")
+    check_size(image_size, source)
     shown = EmbeddedImages.of(clip, held_out.images.of_different_captions(NUM_SHOWN))
     shown_images = shrink(shown.images.images(), image_size)
     shown_ids = shown.images.caption_ids[:, 0]
@@ -87,6 +86,12 @@ def train(
                     plot_metrics(folder, "decoder")
             if run.is_due(training.save_every):
                 run.save()
+
+
+def check_size(image_size: int | None, source: DataSource) -> None:
+    """Raises UserError if the decoder is to draw larger images than the data's."""
+    if image_size and image_size > source.image_size:
+        raise UserError(f"--decoder_image_size {image_size} is larger than the images, {source.image_size} pixels.")
 
 
 def evaluate(decoder: Decoder, held_out: EmbeddedImages, batch_size: int) -> float:

@@ -27,6 +27,7 @@ def main() -> None:
     Threads(args.num_threads or 0).choose()
     given = FrozenCLIP.load(args.clip_checkpoint) if args.clip_checkpoint else None
     data = load_images(data_source(args, given and given.data), args.data_dir, get_device())
+    train_decoder.check_size(args.decoder_image_size, data.source)  # now, and not after two stages
     if given is None:
         train_clip.train(*configs["clip"], data, folder / "clip", args.text_seq_len, **going_on)
     embedded = embed(given or FrozenCLIP.load(models=folder), data)

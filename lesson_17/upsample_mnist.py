@@ -10,7 +10,7 @@ import torch
 from lesson_17.diffusion_upsampler import Upsampler, UpsamplerConfig, upsample
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, load_checkpoint, load_model, models_folder
-from utils.cli import ArgumentParser, UserError, bounded, start
+from utils.cli import ArgumentParser, UserError, bounded, shortened, start
 from utils.data import map_in_chunks
 from utils.drawn_images import read_images
 from utils.machine import Threads, get_device
@@ -36,7 +36,7 @@ def main() -> None:
     images = torch.stack(images).to(get_device())
     upsamplers = load_upsamplers(images.shape[-1], images.shape[1], models_folder(args.models))
     Threads().choose()
-    seeds = [int(row.get("seed") or i) for i, row in enumerate(rows)]
+    seeds = [seed_of(row, i) for i, row in enumerate(rows)]
     images = upsample_all(upsamplers, images, seeds, args.sampling_steps, args.sampler)
     prompts, folder = [row["prompt"] for row in rows], args.output_dir or args.folder / "upsampled"
     write_images(images, prompts, seeds, folder)
@@ -44,6 +44,14 @@ def main() -> None:
     print(
         f"{len(images)} images of {images.shape[-1]}x{images.shape[-1]} pixels, samples.csv and grid.png are in {folder}"
     )
+
+
+def seed_of(row: dict[str, str], index: int) -> int:
+    """The seed in a row of samples.csv, or the row's index where there is none. Raises UserError if it is no number."""
+    seed = row.get("seed") or str(index)
+    if not seed.isdecimal():
+        raise UserError(f"The seed {shortened(seed)} of {row['file']} in samples.csv is no whole number.")
+    return int(seed)
 
 
 def load_upsamplers(size: int, channels: int, models: Path) -> list[Upsampler]:

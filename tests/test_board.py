@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scripts import Forked, refused, script, succeeds
 
+from utils.board import Board
 from utils.tables import read_numbers, write_rows
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -67,3 +68,28 @@ def test_without_tensorboard_or_a_run_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     refused(script("utils/board.py", tmp_path), "pip install tensorboard")
     shutil.rmtree(tmp_path)
+
+
+def test_half_a_grid_is_shown_when_it_is_whole(tmp_path):
+    write_run(tmp_path, 1, 4)
+    grid = tmp_path / "sample-4.png"
+    whole = grid.read_bytes()
+    grid.write_bytes(whole[:40])
+    board = Board(tmp_path)
+    board.write_what_is_new()
+    grid.write_bytes(whole)
+    board.write_what_is_new()
+    assert_shown(tmp_path)
+
+
+def test_a_run_that_begins_anew_is_shown_anew(tmp_path):
+    write_run(tmp_path, 1, 6)
+    board = Board(tmp_path)
+    board.write_what_is_new()
+    for file in [*tmp_path.glob("*.csv"), *tmp_path.glob("*.png")]:
+        file.unlink()
+    write_run(tmp_path, 1, 2)
+    board.write_what_is_new()
+    written = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=False).Reload()
+    assert [image.step for image in written.Images("samples")] == [2, 4, 6, 2]
+    assert [scalar.step for scalar in written.Scalars("held_out/mse")] == [2, 4, 6, 2]

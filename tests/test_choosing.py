@@ -69,6 +69,10 @@ def test_a_folder_of_ones_own_needs_files_and_prompts_only(tmp_path):
     write_folder(tmp_path, 28, 28)
     succeeds(CHOOSE, tmp_path, "--keep", 1, "--pretrained", "mnist", "--output_dir", tmp_path / "best")
     assert len(rows_of(tmp_path / "best")) == 1
+    text = (tmp_path / "samples.csv").read_text()
+    (tmp_path / "samples.csv").write_text("\ufeff" + text, encoding="utf-8")  # as Excel writes it
+    succeeds(CHOOSE, tmp_path, "--keep", 1, "--pretrained", "mnist", "--output_dir", tmp_path / "again")
+    assert len(rows_of(tmp_path / "again")) == 1
 
 
 def test_help_explains_each_flag():
@@ -83,5 +87,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "learned from 28x28 in 1")
     write_folder(tmp_path, 28, mode="RGB")
     refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "in 3 channels")
+    (tmp_path / "samples.csv").write_text("file,prompt\n0.png\n")
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "a row without a file or a prompt")
+    (tmp_path / "samples.csv").write_bytes("file,prompt\n0.png,sieben\n".encode("utf-16"))
+    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "UTF-8")
+    write_folder(tmp_path, 28)
     (tmp_path / "0.png").write_text("no image")
     refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "cannot be read")

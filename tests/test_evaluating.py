@@ -89,6 +89,7 @@ def test_a_decoder_of_small_images_is_measured_with_its_up_sampler(trained, tmp_
     how = ("--models", tmp_path, "--dataset", "mnist_5k", "--num_samples", 1, "--sampling_steps", 2)
     succeeds("lesson_17/evaluate_mnist.py", *how, "--output_dir", tmp_path / "out")
     report = json.loads((tmp_path / "out/dall_e_2.json").read_text())
+    assert report["checkpoints"].keys() == {"clip", "prior", "decoder", "upsampler_28"}
     measures = ("small image kept", "scorer's accuracy", "Fréchet distance")
     assert report["measures"].keys() >= {f"up-samplers, {measure}" for measure in measures}
     pytest.importorskip("lesson_17.edit_mnist", reason="no edits here")

@@ -1,6 +1,7 @@
 """The frame of a run: the arithmetic of a step against one written by hand, data, prompts, checkpoints, what is resumed."""
 
 import csv
+import errno
 import math
 import os
 from unittest import mock
@@ -234,6 +235,14 @@ def test_a_file_that_the_body_misses_is_no_fault_of_the_runs_folder(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="mine.txt"):
         fit_line(tmp_path / "run", at_step=read)
+
+
+def test_a_connection_that_the_body_misses_is_no_fault_of_the_runs_folder(tmp_path):
+    def connect(step, run):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    with pytest.raises(ConnectionRefusedError):
+        fit_line(tmp_path, at_step=connect)
 
 
 def test_metrics_that_come_later_have_their_column(tmp_path):

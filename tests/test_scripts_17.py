@@ -113,6 +113,12 @@ def test_mistakes_in_training_are_answered_in_one_sentence(tmp_path, name, argum
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_a_size_of_the_decoders_images_is_refused_before_any_training(tmp_path):
+    large = ("--decoder_image_size", 29, "--output_dir", tmp_path)
+    refused(script("lesson_17/train_mnist.py", *TINY, *STEPS, *SIZES, *large), "larger than the images")
+    assert not list(tmp_path.iterdir())
+
+
 def train_all(folder, *flags):
     """train_mnist.py in a folder: which stages it trained, of clip, prior and decoder."""
     output = succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, *STEPS, "--output_dir", folder, *flags).stdout

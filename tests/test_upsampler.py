@@ -197,3 +197,9 @@ def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
     for name, image in zip(("0000-seven.png", "0001-2.png"), expected):
         torch.testing.assert_close(read_image(drawn / "upsampled" / name) / 255, image, atol=3 / 255, rtol=0)
     refused(script("lesson_17/train_upsampler.py", *few, "--upsampled_size", 27), "is odd")
+
+
+def test_a_seed_that_is_no_number_is_refused(tmp_path):
+    save(Upsampler(replace(UPSAMPLER, small_size=8, image_size=16)), tmp_path)
+    write_images(torch.rand(1, 3, 8, 8), ["seven"], ["abc"], tmp_path / "drawn")
+    refused(script("lesson_17/upsample_mnist.py", tmp_path / "drawn", "--models", tmp_path), "seed 'abc'")

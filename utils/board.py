@@ -49,10 +49,10 @@ class Board:
 
     def write_what_is_new(self) -> None:
         """All metrics and sample grids of the steps since the last look; all of them again if the run has begun anew."""
-        for kind, file in TABLES.items():
-            rows = read_numbers(self.folder / file)
-            if rows and rows[-1]["step"] < self.last_step[kind]:
-                self.last_step[kind] = 0
+        tables = {kind: read_numbers(self.folder / file) for kind, file in TABLES.items()}
+        if any(rows and rows[-1]["step"] < self.last_step[kind] for kind, rows in tables.items()):
+            self.last_step = dict.fromkeys(self.last_step, 0)
+        for kind, rows in tables.items():
             for row in rows:
                 step = int(row.pop("step"))
                 if step > self.last_step[kind]:
@@ -65,17 +65,23 @@ class Board:
             if (found := re.fullmatch(r"sample-(\d+)\.png", file.name))
         }
         for step in sorted(step for step in grids if step > self.last_step["samples"]):
-            self.show(grids[step], step)
+            if not self.show(grids[step], step):
+                break  # it is still being written
             self.last_step["samples"] = step
         self.writer.flush()
 
-    def show(self, file: Path, step: int) -> None:
-        """A sample grid."""
+    def show(self, file: Path, step: int) -> bool:
+        """A sample grid; whether it could be read."""
         import numpy as np
         from PIL import Image
 
-        with Image.open(file) as image:
-            self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError:
+            return False
+        self.writer.add_image("samples", pixels, step, dataformats="HWC")
+        return True
 
 
 if __name__ == "__main__":

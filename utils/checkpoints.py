@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except RuntimeError as error:  # torch's word for a disk that is full
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(None, str(error).splitlines()[0], str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

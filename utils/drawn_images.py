@@ -14,10 +14,15 @@ def read_images(folder: Path) -> tuple[list[Tensor], list[dict[str, str]]]:
     Raises UserError if there are none, or one cannot be read."""
     from PIL import Image
 
-    rows, images = read_rows(folder / "samples.csv"), []
+    try:
+        rows, images = read_rows(folder / "samples.csv"), []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / 'samples.csv'} is not UTF-8; save it as UTF-8.") from error
     if not rows or not {"file", "prompt"} <= rows[0].keys():
         raise UserError(f"{folder} has no samples.csv with the columns file and prompt; give a folder of drawn images.")
     for row in rows:
+        if not row["file"] or not row["prompt"]:
+            raise UserError(f"{folder / 'samples.csv'} has a row without a file or a prompt.")
         try:
             picture = Image.open(folder / row["file"])
             picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")

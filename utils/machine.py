@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -178,8 +179,10 @@ def lock_folder(folder: Path):
 
 
 def concerns(error: OSError, folder: Path) -> bool:
-    """Whether an error names a file in the folder, or none, as that of a full disk does."""
-    return error.filename is None or Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
+    """Whether an error names a file in the folder, or is that of a full disk, which may name none."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
 
 
 @contextlib.contextmanager

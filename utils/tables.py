@@ -29,7 +29,7 @@ def write_rows(path: Path, rows: list[dict], append: bool = False) -> None:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, without a last line that was cut off; none if there is no such file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     return list(csv.DictReader(io.StringIO(text.rpartition("\n")[0], newline="")))
 
 
