@@ -122,7 +122,8 @@ def test_each_step_has_noise_of_its_own_and_evaluations_all_the_same(tmp_path):
 
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(tmp_path):
     def stop(step, run):
-        if step == 9:
+        if step == 11:
+            run.write_metrics()  # rows of steps behind the checkpoint of step 7
             raise KeyboardInterrupt
 
     whole = load_checkpoint(fit_line(tmp_path / "whole"), "line")
@@ -144,6 +145,16 @@ def test_a_run_goes_on_with_its_own_seed_and_keeps_it(tmp_path):
     fit_line(tmp_path)
     checkpoint = load_checkpoint(fit_line(tmp_path, resume=True, total=20, seed=99), "line")
     assert checkpoint["training"]["seed"] == 3
+
+
+def test_checkpoints_carry_the_held_out_metrics_last_seen(tmp_path):
+    seen = {7: 5, 12: 12}  # the step of each checkpoint, and that of the metrics in it
+    fit_line(tmp_path)
+    rows = {row["step"]: row["held_out"] for row in read_numbers(tmp_path / "held_out_metrics.csv")}
+    for step, measured in seen.items():
+        assert load_checkpoint(tmp_path / f"line-{step}.pt")["held_out"] == pytest.approx({"held_out": rows[measured]})
+    last = fit_line(tmp_path, resume=True, total=13, sample_every=50, at_step=lambda step, run: run.save())
+    assert load_checkpoint(last.with_name("line-12.pt"))["held_out"] == pytest.approx({"held_out": rows[12]})
 
 
 OTHERWISE = {
