@@ -26,7 +26,7 @@ TIMEOUT = 900  # seconds of an area's tests; a mistake that makes them hang is n
 AREAS = {  # the tests that would have to notice, the quick ones first
     "resume": ["test_run.py", "test_scripts_08.py", "test_folders.py", "test_scripts_17.py", "test_faults.py"],
     "stages": ["test_scripts_17.py", "test_scripts_08.py", "test_run.py"],
-    "held-out": ["test_loops.py", "test_upsampler.py"],
+    "held-out": ["test_held_out.py", "test_run.py", "test_loops.py", "test_upsampler.py"],
     "own images": ["test_data.py", "test_folders.py"],
     "edits": ["test_edits.py", "test_diffusion.py"],
     "completion": ["test_completion.py", "test_dall_e.py"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
-    "own images": ["utils/datasets/own_images.py", "tests/test_folders.py"],
+    "own images": ["utils/datasets/own_images.py", "tests/test_folders.py", "tests/test_held_out.py"],
     "colored digits": ["utils/datasets/colored_mnist.py", "tests/test_colored_mnist.py"],
     "evaluation": [
         "utils/scoring.py",

@@ -227,6 +227,14 @@ def test_an_earlier_run_is_moved_aside(tmp_path, capsys):
     assert (tmp_path / "earlier-2/line-8.pt").exists() and (tmp_path / "earlier-1/line-12.pt").exists()
 
 
+def test_what_a_killed_run_left_half_written_is_deleted_and_nothing_else(tmp_path):
+    left = {".line-9.pt.tmp", ".metrics.csv.tmp", ".held_out_metrics.csv.tmp"}
+    for name in {".of the user.tmp", *left}:
+        (tmp_path / name).write_text("half")
+    fit_line(tmp_path)
+    assert {path.name for path in tmp_path.glob(".*.tmp")} == {".of the user.tmp"}
+
+
 def test_a_body_without_an_update_is_refused(tmp_path):
     model, optimizers, training = make_line()
     with (
