@@ -273,7 +273,7 @@ def inpaint(
     drawn = repaint(
         pipeline.decoder.diffusion, network, to_x_0(x_0), known, num_steps, num_repeats, randn=randn, x_0_range=1.0
     )
-    return torch.where(known, x_0, from_x_0(drawn))
+    return from_x_0(drawn)
 
 
 @torch.no_grad()

@@ -867,13 +867,6 @@ MISTAKES = [
     Mistake(
         "edits",
         "lesson_17/edit_mnist.py",
-        "what is known comes back as it was",
-        "return torch.where(known, x_0, from_x_0(drawn))",
-        "return from_x_0(drawn)",
-    ),
-    Mistake(
-        "edits",
-        "lesson_17/edit_mnist.py",
         "each inpainting step is taken several times",
         "for _ in range(num_repeats):",
         "for _ in range(1):",

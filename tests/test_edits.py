@@ -7,8 +7,12 @@ import torch
 from scripts import ROOT, refused, script, succeeds
 from torch.nn import functional as F
 
+from lesson_17 import edit_mnist
 from lesson_17.diffusion import Diffusion
+from lesson_17.diffusion_decoder import decode_image_embed
 from lesson_17.edit_mnist import (
+    EDITS,
+    NUM_COMPONENTS,
     choose_images,
     decode,
     inpaint,
@@ -144,23 +148,149 @@ def test_inpainting_keeps_the_known_pixels_and_follows_its_prompt(pipeline, thre
     torch.testing.assert_close(again[0], drawn[0][1], atol=1e-3, rtol=0)  # a function of its seed
 
 
+def test_the_way_back_is_the_way_there_with_nothing_cut_off(pipeline, threes):
+    x_0, z_i, x_T = split(pipeline, threes, 10)
+    back = decode(pipeline.decoder, z_i, x_T, 10)
+    cut_off = decode_image_embed(pipeline.decoder, z_i, None, x_T, num_steps=10, x_0_range=1.0)
+    assert (back - x_0).abs().mean() < 0.8 * (cut_off - x_0).abs().mean()
+
+
+def test_what_is_known_has_as_much_noise_as_there_is_at_each_step():
+    diffusion, seen = Diffusion(1000, prediction="x_0"), []
+
+    def network(x, t):
+        seen.append((t[0], x[:, 0]))
+        return torch.zeros_like(x)
+
+    torch.manual_seed(0)
+    repaint(diffusion, network, torch.full((4000, 2), 3.0), torch.tensor([True, False]), num_steps=5, num_repeats=1)
+    for t, known in seen[1:]:
+        signal, noise = diffusion.at(t, known)
+        assert known.mean() == pytest.approx(3 * signal.item(), abs=0.1)
+        assert known.std() == pytest.approx(noise.item(), abs=0.05)
+
+
+def test_an_image_of_a_prompt_has_that_caption_and_the_seed_chooses_it(digits):
+    test_set = digits[1]
+    chosen = {choose_images(test_set, ["7", "four"] * 5, seed).pixels.numpy().tobytes() for seed in range(3)}
+    assert len(chosen) == 3
+    images = choose_images(test_set, ["7", "four"] * 5, seed=0)
+    for prompt, ids in zip(["7", "four"] * 5, images.caption_ids):
+        assert prompt in [images.captions[i] for i in ids]
+    with pytest.raises(UserError, match="No test image"):
+        choose_images(test_set, ["eleven"], seed=0)
+
+
+@pytest.fixture
+def edit(pipeline, digits, monkeypatch):
+    """What a mode makes, called with flags, (R, K, C, H, H) and its captions."""
+
+    monkeypatch.setattr(edit_mnist, "NUM_COLUMNS", 3)
+
+    def run(mode, *flags):
+        command = ["edit_mnist.py", mode, "--sampling_steps", "6", *map(str, flags)]
+        monkeypatch.setattr("sys.argv", command)
+        return EDITS[mode](pipeline, *digits, edit_mnist.parse_args())
+
+    return run
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Which z_i and x_T a mode has decoded."""
+    pairs = []
+
+    def spy(decoder, z_i, x_T, num_steps, **sampler):
+        pairs.append((z_i, x_T))
+        return torch.zeros_like(x_T)
+
+    monkeypatch.setattr(edit_mnist, "decode", spy)
+    return pairs
+
+
+def test_eta_is_how_much_fresh_noise_variations_get(edit):
+    cells, _ = edit("variations", "--prompts", "3", "--eta", 0)
+    image, back, *varied = cells[0]
+    assert (back - image).abs().mean() < 0.02
+    assert all(torch.allclose(one, back, atol=1e-3) for one in varied)
+    little, much = (edit("variations", "--prompts", "3", "--eta", eta)[0][0, 2:] for eta in (0.1, 1.0))
+    assert 0.005 < (little - image).abs().mean() < (much - image).abs().mean()
+    assert not torch.allclose(much[0], much[1], atol=0.1)
+
+
+def test_the_way_to_x_T_has_as_many_steps_as_the_way_back(edit, monkeypatch):
+    steps, invert_in = [], edit_mnist.invert
+    monkeypatch.setattr(edit_mnist, "invert", lambda *args: steps.append(args[-1]) or invert_in(*args))
+    for mode in ("variations", "interpolation", "text_diff", "components"):
+        edit(mode, "--prompts", "3", "8")
+    assert steps == [6] * 4
+
+
+def test_interpolation_goes_from_one_image_of_a_pair_to_the_other(edit, decoded, pipeline, digits):
+    edit("interpolation", "--prompts", "3", "8", "4", "9")
+    images = choose_images(digits[1], ["3", "8", "4", "9"], seed=0)
+    _, z_i, x_T = split(pipeline, images, 6)
+    assert len(decoded) == 6
+    for pair, (both, z_alone, x_alone) in enumerate((decoded[:3], decoded[3:])):
+        first, second = 2 * pair, 2 * pair + 1
+        for which, image in ((0, first), (-1, second)):
+            torch.testing.assert_close(both[0][which], z_i[image], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(both[1][which], x_T[image], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(z_alone[0], both[0])
+        torch.testing.assert_close(x_alone[1], both[1])
+        assert all(torch.equal(x, x_T[first]) for x in z_alone[1])
+        assert all(torch.equal(z, z_i[first]) for z in x_alone[0])
+
+
+def test_text_diff_turns_each_embedding_and_keeps_its_x_T(edit, decoded, pipeline, digits):
+    edit("text_diff", "--prompts", "3", "8", "4", "9", "--fraction", 0.3)
+    images = choose_images(digits[1], ["3", "4"], seed=0)
+    _, z_i, x_T = split(pipeline, images, 6)
+    z_d = text_difference(pipeline, ["3", "4"], ["8", "9"])
+    torch.testing.assert_close(decoded[0][0], z_i, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(decoded[-1][0], slerp(z_i, z_d, 0.3), atol=1e-4, rtol=1e-3)
+    assert all(torch.equal(noise, x_T) for _, noise in decoded)
+
+
+def test_components_are_cut_around_the_mean_and_shown_with_two_noises(edit, decoded, pipeline, digits):
+    edit("components", "--prompts", "3")
+    embedded = pipeline.clip.encode_images(digits[0])
+    _, z_i, x_T = split(pipeline, choose_images(digits[1], ["3"], seed=0), 6)
+    mean = embedded.mean(dim=0)
+    _, _, widest = torch.linalg.svd(embedded - mean, full_matrices=False)
+    half = len(decoded) // 2
+    for number, (own, random) in zip(NUM_COMPONENTS, zip(decoded[:half], decoded[half:])):
+        kept = sum(((z_i[0] - mean) @ direction) * direction for direction in widest[:number])
+        torch.testing.assert_close(own[0], F.normalize(mean + kept, dim=-1)[None], atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(random[0], own[0])
+        assert torch.equal(own[1], x_T) and (random[1] - x_T).abs().mean() > 0.5
+
+
+def test_inpainting_draws_the_second_prompt_under_the_guidance_that_was_asked_for(edit, monkeypatch):
+    predicted, predict = [], Diffusion.predict
+
+    def spy(*args):
+        x_0, eps = predict(*args)
+        predicted.append(x_0)
+        return x_0, eps
+
+    whole = ("--box", 0, 0, 28, 27)
+    zeros, _ = edit("inpaint", "--prompts", "1", "0", *whole, "--guidance_scale", 2)
+    ones, _ = edit("inpaint", "--prompts", "0", "1", *whole, "--guidance_scale", 2)
+    assert zeros[:, 2:].mean() > 1.3 * ones[:, 2:].mean()  # a zero has more ink than a one
+    monkeypatch.setattr(Diffusion, "predict", spy)
+    guided, _ = edit("inpaint", "--prompts", "1", "0", *whole, "--guidance_scale", 5)
+    assert not torch.allclose(guided, zeros, atol=0.1)
+    shape = guided.shape[2:]
+    assert max(x_0.abs().max() for x_0 in predicted if x_0.shape[1:] == shape) <= 1
+
+
 @pytest.mark.parametrize("mode", ["variations", "interpolation", "text_diff", "components", "inpaint"])
 def test_each_mode_writes_its_figure(mode, tmp_path):
     edit = ("lesson_17/edit_mnist.py", mode, "--pretrained", "mnist", "--dataset", "mnist_5k", "--sampling_steps", 5)
     succeeds(*edit, "--prompts", "3", "8", "--output_dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mode}.png"]
     refused(script(*edit, "--prompts", "eleven", "8", "--output_dir", tmp_path), "unknown")
-
-
-def test_flags_have_their_effect(tmp_path):
-    def figure(*flags):
-        edit = ("lesson_17/edit_mnist.py", *flags, "--pretrained", "mnist", "--dataset", "mnist_5k")
-        succeeds(*edit, "--sampling_steps", 5, "--prompts", "3", "8", "--output_dir", tmp_path)
-        return (tmp_path / f"{flags[0]}.png").read_bytes()
-
-    for flags in (["variations", "--eta"], ["text_diff", "--fraction"]):
-        assert figure(*flags, 0.2) != figure(*flags, 0.9)
-    assert figure("variations", "--seed", 1) != figure("variations", "--seed", 2)
 
 
 def test_a_decoder_of_smaller_images_edits_nothing(tmp_path):
