@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from scripts import read_image, refused, script, succeeds
 
+from lesson_17 import choose_mnist
 from lesson_17.choose_mnist import choose
 from lesson_17.frozen_clip import FrozenCLIP
 
@@ -73,6 +74,12 @@ def test_a_folder_of_ones_own_needs_files_and_prompts_only(tmp_path):
     (tmp_path / "samples.csv").write_text("\ufeff" + text, encoding="utf-8")  # as Excel writes it
     succeeds(CHOOSE, tmp_path, "--keep", 1, "--pretrained", "mnist", "--output_dir", tmp_path / "again")
     assert len(rows_of(tmp_path / "again")) == 1
+
+
+def test_where_no_clip_is_trained_the_included_one_for_such_images_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(choose_mnist, "models_folder", lambda models: tmp_path)
+    for channels in (1, 3):
+        assert choose_mnist.load_clip(None, None, None, channels).data["image_channels"] == channels
 
 
 def test_help_explains_each_flag():

@@ -30,6 +30,7 @@ def test_the_image_is_one_of_the_prompt(digits):
     of_three = digits[1].images(digits[1].index_of("3"))
     assert all((of_three == image).flatten(1).all(dim=1).any() for image in chosen[[0, 2]])
     assert not torch.equal(chosen[0], chosen[2])
+    assert not torch.equal(chosen, choose_images(digits[1], ["3", "eight", "3"], seed=1))
 
 
 def test_help_explains_each_flag():
@@ -43,5 +44,11 @@ def test_the_script_writes_images_and_a_grid(tmp_path):
     before = read_image(tmp_path / "0000-3.png")
     succeeds(*COMPLETE, *how, "--rows", 5)
     assert not torch.equal(before, read_image(tmp_path / "0000-3.png"))
+    before = read_image(tmp_path / "0000-3.png")
+    succeeds(*COMPLETE, *how, "--rows", 5, "--top_k", 1)
+    assert not torch.equal(before, read_image(tmp_path / "0000-3.png"))
+    before = read_image(tmp_path / "0000-3.png")
+    succeeds(*COMPLETE, *how, "--rows", 5, "--top_k", 1, "--seed", 9)
+    assert not torch.equal(before, read_image(tmp_path / "0000-3.png"))  # another image of a three
     assert (tmp_path / "grid.png").exists()
     refused(script(*COMPLETE, *how, "--rows", 7), "leaves nothing to draw")
