@@ -6,6 +6,9 @@ from importlib.util import find_spec
 import pytest
 from scripts import ROOT, TINY, read_image, refused, script, succeeds
 
+import lesson_08.pipeline
+import lesson_17.pipeline
+
 pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
 WITH_PAGES = find_spec("gradio") and (ROOT / "lesson_08/playground.py").exists()
 
@@ -21,11 +24,32 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_lesson_8_is_measured(trained, tmp_path):
+@pytest.fixture
+def drawn_with(monkeypatch):
+    """The sampling of each call of a lesson's Pipeline.draw."""
+    calls = []
+
+    def watch(pipeline):
+        draw = pipeline.draw
+
+        def spy(self, prompts, seeds, *args, **sampling):
+            calls.append(sampling)
+            return draw(self, prompts, seeds, *args, **sampling)
+
+        monkeypatch.setattr(pipeline, "draw", spy)
+        return calls
+
+    return watch
+
+
+def test_lesson_8_is_measured(trained, tmp_path, drawn_with):
+    calls = drawn_with(lesson_08.pipeline.Pipeline)
     result = succeeds(
         *("lesson_08/evaluate_mnist.py", "--models", trained, "--dataset", "mnist_5k"),
         *("--num_samples", 2, "--guidance_scale", 1, "--output_dir", tmp_path),
     )
+    guided, plain = calls
+    assert guided["guidance_scale"] == 1 and not plain
     report = json.loads((tmp_path / "dall_e.json").read_text())
     assert report["sampling"]["guidance_scale"] == 1 and sum(map(sum, report["confusion_matrix"])) == 40
     names = ("dVAE, MSE", "transformer, image tokens", "samples, prompt accuracy", "real images, Fréchet distance")
@@ -55,11 +79,15 @@ def test_help_explains_each_flag(lesson):
     assert "--num_samples" in succeeds(f"{lesson}/evaluate_mnist.py", "--help").stdout
 
 
-def test_lesson_17_is_measured(trained, tmp_path):
+def test_lesson_17_is_measured(trained, tmp_path, drawn_with):
+    calls = drawn_with(lesson_17.pipeline.Pipeline)
     result = succeeds(
         *("lesson_17/evaluate_mnist.py", "--models", trained, "--dataset", "mnist_5k"),
         *("--num_samples", 2, "--sampling_steps", 2, "--output_dir", tmp_path),
     )
+    scales = [{name: call[name] for name in ("guidance_scale", "prior_guidance_scale")} for call in calls]
+    assert scales == [dict.fromkeys(scales[0], 1.5), dict.fromkeys(scales[0], 1.0)]
+    assert [call["sampling_steps"] for call in calls] == [2, 2]
     report = json.loads((tmp_path / "dall_e_2.json").read_text())
     assert report["sampling"]["sampling_steps"] == 2 and sum(map(sum, report["confusion_matrix"])) == 40
     names = ("CLIP, image to caption", "prior, own caption nearest", "decoder, loss", "samples, prompt accuracy")

@@ -1,19 +1,29 @@
 """What is measured with the scorer has the known answers: real digits, wrong prompts, no variety, copies."""
 
+import json
+import math
+
 import pytest
 import torch
+from scripts import read_image
 
 pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
 
 from benchmarks.train_scorer import train_scorer
+from lesson_08 import evaluate_mnist as evaluate_08
 from lesson_08 import pipeline as pipeline_08
+from lesson_17 import evaluate_mnist as evaluate_17
 from lesson_17 import pipeline as pipeline_17
-from utils.data import DataSource
+from lesson_17.diffusion import Diffusion
+from lesson_17.frozen_clip import EmbeddedImages
+from utils.data import CaptionedImages, DataSource
 from utils.datasets.colored_mnist import all_asked_for, paint
 from utils.datasets.mnist import load_mnist_5k
 from utils.scoring import (
     DigitReader,
     Judge,
+    Row,
+    Samples,
     digits_of,
     diversity,
     frechet_distance,
@@ -21,6 +31,7 @@ from utils.scoring import (
     load_scorer,
     nearest_images,
     wilson_interval,
+    write_report,
 )
 
 
@@ -146,6 +157,105 @@ def test_a_table_in_color_counts_each_thing_that_was_asked(scorer):
     assert 0.3 < rows["samples, seen, stroke"] < 0.7
     assert rows["samples, never seen, digit and ink"] == 0
     assert rows["samples, never seen, digit"] == pytest.approx(1 / 12)
+
+
+def test_the_nearest_image_is_found_wherever_it_lies():
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (12_001, 1, 3, 3)).byte()
+    images = CaptionedImages(pixels, ["any"], torch.zeros(12_001, 1, dtype=torch.long))
+    asked = [7, 4999, 5000, 7001, 12_000]
+    distances, index = nearest_images(images.images(asked), images)
+    assert index.tolist() == asked and distances.max() < 1e-3
+    apart, _ = nearest_images(torch.full((1, 1, 3, 3), 2.0), images)
+    by_hand = ((2 - pixels.float() / 255) ** 2).mean(dim=(1, 2, 3)).sqrt().min()
+    torch.testing.assert_close(apart[0], by_hand)
+
+
+def test_the_report_counts_what_was_drawn_for_each_prompt_and_shows_what_is_nearest(digits, tmp_path, capsys):
+    train_set, test_set = digits
+    judge = Judge(DataSource("mnist_5k"), train_set, test_set)
+    sevens = train_set.images(train_set.index_of("7"))[:5]
+    samples = Samples({"": ["3", "three", "five", "7", "7"]}, sevens)
+    write_report(tmp_path, "report", [Row("a measure", 0.5, "50%", "half")], samples, judge, {}, {"temperature": 0.9})
+    report = json.loads((tmp_path / "report.json").read_text())
+    expected = [[0] * 10 for _ in range(10)]
+    expected[3][7], expected[5][7], expected[7][7] = 2, 1, 2
+    assert report["confusion_matrix"] == expected and report["sampling"] == {"temperature": 0.9}
+    assert report["measures"]["a measure"]["value"] == 0.5 and "50%  half" in capsys.readouterr().out
+    above, below = read_image(tmp_path / "report.png")[0].float().chunk(2, dim=0)
+    assert (above - below)[:, above.shape[1] // 10 :].abs().gt(64).float().mean() < 0.1  # copies, but for the captions
+
+
+def test_what_was_not_asked_for_is_not_wrong_and_what_was_is(scorer):
+    train_set, test_set = in_color()
+    judge = Judge(DataSource("colored_mnist"), train_set, test_set)
+    image = test_set.images(test_set.index_of("a thick red seven"))
+    image = image[scorer(image).argmax(dim=1) == 7][:1].repeat(4, 1, 1, 1)
+    right = judge.right(image, ["red seven", "a thin red seven", "a thick blue seven", "red 3"])
+    assert right["stroke"].tolist() == [True, False, True, True]
+    assert right["ink"].tolist() == [True, True, False, True] and right["digit"].tolist() == [True, True, True, False]
+
+
+def test_the_floor_is_as_many_training_images(digits):
+    train_set, test_set = digits
+    judge = Judge(DataSource("mnist_5k"), train_set, test_set)
+    rows = {row.name: row.value for row in judge.real_rows(300)}
+    chosen = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:300]
+    floor = judge.frechet_distance(train_set.images(chosen))
+    assert rows["real images, Fréchet distance"] == pytest.approx(floor, rel=1e-3)
+
+
+def test_lesson_8s_losses_are_of_the_test_images_own_tokens_and_bits_are_not_nats(digits):
+    pipeline, test_set = pipeline_08.Pipeline.load(pretrained="mnist"), digits[1].subset(slice(0, 500, 5))
+    image_tokens = test_set.map(pipeline.dvae.encode)
+    rows = {row.name: row for row in evaluate_08.transformer_rows(pipeline, test_set, image_tokens)}
+    captions = [test_set.captions[i] for i in test_set.caption_ids[:, 0]]
+    text_tokens = pipeline.tokenizer.encode(captions, pipeline.dall_e.config.text_seq_len)
+    _, logits = pipeline.dall_e.logits(text_tokens, image_tokens)
+    nats = -logits.log_softmax(dim=-1).gather(2, image_tokens[:, :, None]).mean().item()
+    assert rows["transformer, image tokens"].value == pytest.approx(nats, abs=0.03)  # its captions are drawn at random
+    bits = rows["transformer, image tokens"].value * 49 / math.log(2)
+    assert rows["transformer, images"].value == pytest.approx(bits, rel=1e-4)
+
+
+def test_lesson_8s_dvae_is_measured_on_the_test_images(digits):
+    pipeline, judge = pipeline_08.Pipeline.load(pretrained="mnist"), Judge(DataSource("mnist_5k"), *digits)
+    image_tokens = digits[1].map(pipeline.dvae.encode)
+    rows = {row.name: row.value for row in evaluate_08.dvae_rows(pipeline.dvae, judge, image_tokens, 100)}
+    mse = (pipeline.dvae.decode(image_tokens) - digits[1].images()).square().mean().item()
+    assert rows["dVAE, MSE"] == pytest.approx(mse, rel=1e-3)
+    assert rows["dVAE, PSNR"] == pytest.approx(10 * math.log10(1 / mse), rel=1e-3)
+    assert rows["dVAE, codes used"] == len(image_tokens.unique()) and rows["dVAE, scorer's accuracy"] > 0.95
+
+
+def test_lesson_17s_decoder_is_measured_by_ranges_of_t_and_on_each_images_own_digit(digits, monkeypatch):
+    pipeline, judge = pipeline_17.Pipeline.load(pretrained="mnist"), Judge(DataSource("mnist_5k"), *digits)
+    held_out = EmbeddedImages.of(pipeline.clip, digits[1].subset(slice(0, 500, 10)))
+    judge.test_digits = digits_of(held_out.images)
+    seen, q_sample = [], Diffusion.q_sample
+
+    def spy(self, x_0, t, eps):
+        seen.append(t)
+        return q_sample(self, x_0, t, eps)
+
+    monkeypatch.setattr(Diffusion, "q_sample", spy)
+    sampling = pipeline_17.DEFAULT_SAMPLING | {"sampling_steps": 8}
+    rows = evaluate_17.decoder_rows(pipeline, judge, held_out, evaluate_17.same_size, sampling)
+    accuracy = {row.name: row.value for row in rows}["decoder, scorer's accuracy"]
+    assert accuracy > 0.85
+    for t, row in zip(seen, rows, strict=False):
+        low, high = map(int, row.name.removeprefix("decoder, loss, t ").split(" to "))
+        assert low <= t.min() and t.max() <= high and t.max() - t.min() > 100
+    assert len(seen) == 5
+
+
+def test_lesson_17s_clip_finds_captions_and_one_image_of_ten(digits):
+    pipeline, test_set = pipeline_17.Pipeline.load(pretrained="mnist"), digits[1]
+    to_caption, to_image = evaluate_17.clip_rows(pipeline, pipeline.clip.encode_images(test_set), test_set)
+    assert to_caption.value > 0.97 and "of ten" in to_image.note.replace("10", "ten")
+    of_others = pipeline.clip.encode_images(test_set).flip(0)  # the digits are in order
+    to_caption, to_image = evaluate_17.clip_rows(pipeline, of_others, test_set)
+    assert to_caption.value < 0.1 and to_image.value < 0.3
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "colored_mnist"])
