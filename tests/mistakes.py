@@ -1,10 +1,13 @@
 """Would the tests notice? `python tests/mistakes.py` puts small, realistic mistakes into a copy of the repository, one at a time,
-runs the tests of their area, and says which mistakes no test noticed.
+runs the tests of their area that come by the changed line, and says which mistakes no test noticed.
 
-    python tests/mistakes.py                     all, which takes hours; --jobs 2 halves that
+    python tests/mistakes.py                     all, which takes an hour or two; --jobs 2 halves that
     python tests/mistakes.py --area edits        those of an area
     python tests/mistakes.py --file utils/run.py those in a file
     python tests/mistakes.py --check             whether each can still be put in, which a test does too
+
+Which lines a test comes by is found first, by a run of all tests (pip install pytest-cov); --lines FILE keeps that for
+the next time.
 """
 
 import argparse
@@ -59,7 +62,38 @@ def changed(mistake: Mistake, root: Path) -> str:
     return text.replace(mistake.old, mistake.new)
 
 
-def noticed_by(mistake: Mistake, scratch: Path) -> str | None:
+def record_lines(file: Path) -> None:
+    """Run all tests, and write to `file` which of them come by which lines."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(file)}
+    coverage = ["--cov", "--cov-context=test", "--cov-report="]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *coverage], cwd=ROOT, env=environment
+    )
+
+
+def tests_of(mistake: Mistake, lines: Path) -> list[str]:
+    """The tests of a mistake's area that come by its lines; all of the area where the lines are run by an import alone, or
+    by a process of its own. What a fixture comes by counts for all tests of the file."""
+    from coverage import CoverageData
+
+    files = [f"tests/{name}" for name in AREAS[mistake.area] if (ROOT / "tests" / name).exists()]
+    data = CoverageData(str(lines))
+    data.read()
+    first = (ROOT / mistake.file).read_text().split(mistake.old)[0].count("\n") + 1
+    by_line = data.contexts_by_lineno(str(ROOT / mistake.file))
+    contexts = {c for i in range(first, first + mistake.old.count("\n") + 1) for c in by_line.get(i, ())}
+    found = {context.rpartition("|")[0] for context in contexts if context.endswith("|run")}
+    found |= {context.partition("::")[0] for context in contexts if context.endswith(("|setup", "|teardown"))}
+    return (
+        sorted(
+            (test for test in found if test.partition("::")[0] in files),
+            key=lambda test: files.index(test.partition("::")[0]),
+        )
+        or files
+    )
+
+
+def noticed_by(mistake: Mistake, scratch: Path, lines: Path) -> str | None:
     """The first test that fails with the mistake made in a copy, or None."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         root = Path(folder) / "copy"
@@ -67,8 +101,8 @@ def noticed_by(mistake: Mistake, scratch: Path) -> str | None:
         if (ROOT / "data").exists():
             (root / "data").symlink_to(ROOT / "data")
         (root / mistake.file).write_text(changed(mistake, ROOT))
-        tests = [f"tests/{name}" for name in AREAS[mistake.area]]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command += tests_of(mistake, lines)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
         try:
             done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
@@ -84,13 +118,18 @@ def main() -> None:
     parser.add_argument("--file")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--lines", type=Path, help="which tests come by which lines, if FILE is there; else written to it"
+    )
     args = parser.parse_args()
     chosen = [m for m in MISTAKES if args.area in (None, m.area) and args.file in (None, m.file)]
     if args.check:
         return check(chosen)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as threads:
-        results = []
-        for mistake, test in zip(chosen, threads.map(lambda m: noticed_by(m, Path(scratch)), chosen)):
+        results, lines = [], args.lines or Path(scratch) / "lines"
+        if not lines.exists():
+            record_lines(lines.absolute())
+        for mistake, test in zip(chosen, threads.map(lambda m: noticed_by(m, Path(scratch), lines), chosen)):
             results.append((mistake, test))
             print(f"{'noticed' if test else 'NOT NOTICED'}: {mistake.area}, {mistake.breaks} ({test})", flush=True)
     for area in AREAS:
