@@ -62,13 +62,14 @@ def changed(mistake: Mistake, root: Path) -> str:
     return text.replace(mistake.old, mistake.new)
 
 
-def record_lines(file: Path) -> None:
+def record_lines(file: Path, jobs: int) -> None:
     """Run all tests, and write to `file` which of them come by which lines."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(file)}
-    coverage = ["--cov", "--cov-context=test", "--cov-report="]
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *coverage], cwd=ROOT, env=environment
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = Path(folder) / "lines"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COVERAGE_FILE": str(recorded)}
+        options = ["-q", "-p", "no:cacheprovider", "-n", str(jobs), "--cov", "--cov-context=test", "--cov-report="]
+        subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, env=environment)
+        shutil.move(recorded, file)
 
 
 def tests_of(mistake: Mistake, lines: Path) -> list[str]:
@@ -128,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as threads:
         results, lines = [], args.lines or Path(scratch) / "lines"
         if not lines.exists():
-            record_lines(lines.absolute())
+            record_lines(lines, args.jobs)
         for mistake, test in zip(chosen, threads.map(lambda m: noticed_by(m, Path(scratch), lines), chosen)):
             results.append((mistake, test))
             print(f"{'noticed' if test else 'NOT NOTICED'}: {mistake.area}, {mistake.breaks} ({test})", flush=True)
