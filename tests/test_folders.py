@@ -1,6 +1,8 @@
 """A user's own images, as they are found in the wild: what can be read is read as it looks, what cannot is named."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,179 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(folder, tmp_path, cap
     assert "2 images cannot be read" in capsys.readouterr().out  # also of what was decoded before
 
 
+def small(tmp_path, text=None, name="metadata.csv", images=("0.png", "1.png", "2.png", "3.png", "4.png", "5.png")):
+    """Six images of different grays, and what a user might have written beside them."""
+    for i, image in enumerate(images):
+        put(tmp_path / "mine" / image, (20 * i, 20 * i, 20 * i))
+    if text is not None:
+        (tmp_path / "mine" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return tmp_path / "mine"
+
+
+def captions_of(folder, tmp_path):
+    """The captions of the images 0 to 5, in order."""
+    train_set, test_set, _ = load(folder, tmp_path)
+    found = said(train_set) | said(test_set)
+    return [found.get(20 * i) for i in range(6)]
+
+
+ROWS = "".join(f"{i}.png,gray {i}\n" for i in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    "first, caption",
+    [
+        ("0.png,a red, round ball", "a red, round ball"),  # no quotes, and one thing that it can mean
+        ('0.png, "a red ball, nice"', "a red ball, nice"),
+        ('0.png,"a red ball, nice",', "a red ball, nice"),
+        ('0.png,a 5" pipe', 'a 5" pipe'),
+        ('0.png,"he said ""hi"", twice"', 'he said "hi", twice'),
+    ],
+)
+def test_commas_and_quotes_in_a_table_are_read_as_they_are_meant(tmp_path, first, caption):
+    folder = small(tmp_path, f"file_name,text\n{first}\n{ROWS}")
+    assert captions_of(folder, tmp_path) == [[caption], *[[f"gray {i}"] for i in range(1, 6)]]
+
+
+def test_a_quote_that_is_open_is_refused_with_its_line(tmp_path):
+    for i, last in enumerate(("", '4.png,"a gray"\n')):  # with nothing that closes it, or with what only seems to
+        folder = small(tmp_path / f"{i}", f'file_name,text\n0.png,gray\n1.png,"a gray\n2.png,gray\n{last}')
+        with pytest.raises(UserError, match="cannot be read from line 3 on: a caption in quotes ends with its quote"):
+            load(folder, tmp_path)
+
+
+def test_a_line_that_may_mean_two_things_is_left_out_and_named(tmp_path, capsys):
+    folder = small(tmp_path, f'file_name,text\n0.png,"red, round",ball\n{ROWS}')
+    assert captions_of(folder, tmp_path)[0] is None
+    assert "1 lines have more columns than the first, and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_tables_of_spreadsheets_are_read(tmp_path, delimiter, ending):
+    lines = ["\ufefffile_name,text", *(f"{i}.png,gray {i}" for i in range(6))]
+    folder = small(tmp_path, ending.join(lines).replace(",", delimiter))
+    assert captions_of(folder, tmp_path) == [[f"gray {i}"] for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pictures\\{}.png", "pictures/{}.PNG", "pictures/{}", "{}.png", "mine/pictures/{}.png", "./pictures/{}.png"],
+)
+def test_names_that_can_mean_one_image_only_mean_it(tmp_path, name):
+    rows = "".join(f"{name.format(i)},gray {i}\n" for i in range(6))
+    folder = small(tmp_path, "file_name,text\n" + rows, images=[f"pictures/{i}.png" for i in range(6)])
+    assert captions_of(folder, tmp_path) == [[f"gray {i}"] for i in range(6)]
+
+
+def test_names_that_can_mean_several_images_or_others_mean_none(tmp_path):
+    images = [f"{split}/{i}.png" for split in ("train", "test") for i in range(3)]
+    for i, name in enumerate(("{}.png", "valid/{}.png")):
+        rows = "".join(f"{name.format(i)},gray {i}\n" for i in range(3))
+        folder = small(tmp_path / f"{i}", "file_name,text\n" + rows, images=images)
+        looked_for, there = name.format(0), "test/0.png"
+        with pytest.raises(UserError, match=rf"they are of '{looked_for}' and '.*', and the images are '{there}' and "):
+            load(folder, tmp_path)
+
+
+def test_numbers_are_names_and_captions_too(tmp_path):
+    lines = [json.dumps({"file_name": i, "text": 7 + i}) for i in range(6)]
+    folder = small(tmp_path, "\n".join(lines), "metadata.jsonl")
+    assert captions_of(folder, tmp_path) == [[f"{7 + i}"] for i in range(6)]
+
+
+def test_only_ends_of_lines_end_a_line_and_half_an_emoji_is_a_question_mark(tmp_path):
+    texts = ["a\u2028b", "a\x85b", "a\x0cb", "half \ud83d", "\N{GRINNING FACE}", "e"]
+    lines = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(texts)]
+    lines[0] = '{"file_name": "0.png", "text": "a\u2028b"}'  # not escaped
+    folder = small(tmp_path, "\r\n".join(lines), "metadata.jsonl")
+    (folder / "5.txt").write_text("one\u2028two\rthree\n", newline="")
+    found = captions_of(folder, tmp_path)
+    assert found[:5] == [["a b"], ["a b"], ["a b"], ["half ?"], ["\N{GRINNING FACE}"]]
+    assert sorted(found[5]) == ["e", "one two", "three"]
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "VAL"])
+def test_a_split_one_level_down_is_one_too(tmp_path, name):
+    folder = small(tmp_path, images=[f"data/{'train' if i < 4 else name}/{i}.png" for i in range(6)])
+    for path in folder.rglob("*.png"):
+        path.with_suffix(".txt").write_text(path.stem)
+    train_set, test_set, _ = load(folder, tmp_path)
+    assert train_set.captions == ["0", "1", "2", "3"] and test_set.captions == ["4", "5"]
+
+
+def test_where_all_is_called_test_some_is_trained_on(tmp_path):
+    folder = small(tmp_path, images=[f"test/{i}.png" for i in range(6)])
+    for path in folder.rglob("*.png"):
+        path.with_suffix(".txt").write_text(path.stem)
+    train_set, test_set, _ = load(folder, tmp_path)
+    assert len(train_set) == 5 and len(test_set) == 1
+
+
+def test_changed_images_are_decoded_anew_and_old_ones_forgotten(folder, tmp_path):
+    load(folder, tmp_path)
+    put(folder / "07.png", (255, 255, 255))
+    train_set, test_set, _ = load(folder, tmp_path)
+    found = said(train_set) | said(test_set)
+    assert found[255] == ["gray number 7"] and 70 not in found
+    assert len([path for path in (tmp_path / "data/decoded").iterdir() if path.is_dir()]) == 1
+    again = load(folder, tmp_path)
+    assert torch.equal(again[1].pixels, test_set.pixels)  # the same images are kept for the test
+
+
+def test_images_become_smaller_by_averaging(tmp_path):
+    image = Image.new("L", (64, 64))
+    image.putdata([255 * ((x + y) % 2) for y in range(64) for x in range(64)])
+    image.save(tmp_path / "board.png")
+    pixels = torch.frombuffer(bytearray(to_pixels(tmp_path / "board.png", 16, 1)), dtype=torch.uint8).float()
+    assert (pixels - 127.5).abs().max() < 20
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("MNIST", "did you mean mnist"),
+        ("Colored-MNIST", "did you mean colored_mnist"),
+        ("no/such/folder", "There is no folder"),
+        ("../nothing", "There is no folder"),
+        ("my_imgaes", "There is no folder 'my_imgaes' here"),
+        ("empty", "has no images"),
+        ("table.csv", "is a file"),
+    ],
+)
+def test_a_wrong_name_gets_the_right_advice(tmp_path, monkeypatch, name, advice):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("file_name,text\n")
+    (tmp_path / "datasets").mkdir()  # which is no library
+    monkeypatch.syspath_prepend(tmp_path)
+    for library in [module for module in sys.modules if module.partition(".")[0] == "datasets"]:
+        monkeypatch.delitem(sys.modules, library)
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    with pytest.raises(UserError, match=advice):
+        load(Path(name), tmp_path)
+
+
+def test_few_images_are_held_in_memory_while_they_are_decoded(folder, tmp_path, monkeypatch):
+    waiting, most = set(), []
+
+    def records(*arguments):
+        for i in range(40):
+            waiting.add(i)
+            most.append(len(waiting))
+            yield utils.datasets.own_images.Record(f"{i}", folder / "00.png", ["a"], False)
+
+    def pixels(*arguments):
+        waiting.pop()
+        return bytes(28 * 28 * 3)
+
+    monkeypatch.setattr(utils.datasets.own_images, "AT_A_TIME", 8)
+    monkeypatch.setattr(utils.datasets.own_images, "to_pixels", pixels)
+    source = DataSource("many", 28, 3)
+    utils.datasets.own_images.decode_all(records(), source, utils.datasets.own_images.Problems(), tmp_path / "out")
+    assert max(most) <= 8
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_folder_of_too_few_images_is_refused(tmp_path, number):
     folder = tmp_path / "few"
@@ -124,7 +299,7 @@ def test_a_folder_of_too_few_images_is_refused(tmp_path, number):
     for i in range(number):
         put(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text("one")
-    with pytest.raises(UserError, match="2 are the least" if number else "neither a folder with captioned images"):
+    with pytest.raises(UserError, match="2 are the least" if number else "has no images; their names end in"):
         load(folder, tmp_path)
 
 

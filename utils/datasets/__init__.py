@@ -60,6 +60,9 @@ class LoadedImages(NamedTuple):
 def load_images(source: DataSource, data_dir: Path, device) -> LoadedImages:
     """Training and test images, in the device's memory if they fit. Raises UserError if they cannot be had or read."""
     source = replace(source, dataset=source.dataset or mnist.mnist_or_5k(data_dir))
+    meant = source.dataset.lower().replace("-", "_")
+    if meant != source.dataset and meant in LOADERS and not Path(source.dataset).exists():
+        raise UserError(f"There is no data set {shortened(source.dataset)}; did you mean {meant}?")
     loader = LOADERS.get(source.dataset, LOADERS.get(None))
     if loader is None:
         raise UserError(f"There is no data set {shortened(source.dataset)}, but {', '.join(LOADERS)}.")

@@ -13,12 +13,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,13 @@ from utils.machine import say
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_NAMES = {"test", "validation", "valid", "val"}
 TEST_FRACTION = 0.05
+IMAGE_COLUMNS, CAPTION_COLUMNS = (
+    ("file_name", "image"),
+    ("text", "caption", "captions"),
+)  # of a table, the first there is
+TABLE_ENDINGS = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # which the datasets library reads
 MOST_CAPTIONS = 32  # of an image; the others are left out
+AT_A_TIME = 64  # images that are held in memory while they are decoded
 
 
 class Record(NamedTuple):
@@ -75,14 +83,25 @@ def load_own(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
         table, captions_of = table_of(source)
         seen = sorted((name, rows._fingerprint) for name, rows in table.items())
         records = records_of_table(table, captions_of, problems)
-    told = json.dumps([asdict(source), str(folder.resolve()), seen], default=str)
-    name = f"{folder.resolve().name[:40]}-{hashlib.sha256(told.encode(errors='replace')).hexdigest()[:12]}"
-    decoded = data_dir / "decoded" / name
+    name = f"{printable(folder.resolve().name[:40])}-{short_hash([asdict(source), str(folder.resolve())])}"
+    decoded = data_dir / "decoded" / f"{name}-{short_hash(seen)}"
     decoded.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(decoded.with_suffix(".lock")):  # other processes wait for the first
+    with FileLock(decoded.with_name(f"{name}.lock")):  # other processes wait for the first
         if not decoded.exists():
             decode_all(records, source, problems, decoded)
-    return read_decoded(decoded, source)
+        for older in decoded.parent.glob(f"{name}-*"):  # of the same data, before they were changed
+            if older != decoded:
+                shutil.rmtree(older, ignore_errors=True)
+        return read_decoded(decoded, source)
+
+
+def short_hash(facts) -> str:
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:10]
+
+
+def printable(text: str) -> str:
+    """Text with a question mark for what is no letter: half an emoji, or a byte that is not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 LOADERS = {None: load_own}  # of all names that no other loader has
@@ -92,18 +111,18 @@ def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> l
     """The captioned images of a folder and the folders in it, in the order of their names; none if it has no images."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
-    inside, captions = folder.resolve(), defaultdict(list)
+    inside, captions, image_named = folder.resolve(), defaultdict(list), finder(folder, images)
     for path in files:
         if path.name in ("metadata.csv", "metadata.jsonl"):
             for file_name, texts in rows_of_metadata(path, source, problems):
-                captions[Path(os.path.normpath(path.parent / file_name))] += texts
+                captions[image_named(path.parent, file_name)] += texts
     beside = defaultdict(list)
     for path in images:
         beside[path.with_suffix("")].append(path)
     for path in files:
         if path.suffix.lower() == ".txt":
             for image in beside.get(path.with_suffix("")) or [path.with_suffix(".png")]:
-                captions[image] += read_text(path, problems).splitlines()
+                captions[image] += read_text(path, problems).split("\n")
 
     records, names = [], {path.relative_to(folder).as_posix(): path for path in images}
     for name, path in names.items():
@@ -113,40 +132,86 @@ def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> l
         elif not texts:
             problems.add("images have no caption, and are left out", name)
         else:
-            records.append(Record(name, path, texts, Path(name).parts[0].lower() in TEST_NAMES))
-    for path in captions.keys() - set(images):
-        problems.add("captions are of images that the folder does not have", os.path.relpath(path, folder))
+            is_test = any(part.lower() in TEST_NAMES for part in Path(name).parts[:-1])
+            records.append(Record(printable(name), path, texts, is_test))
+    missing = sorted(os.path.relpath(path, folder) for path in captions.keys() - set(images))
+    for name in missing:
+        problems.add("captions are of images that the folder does not have", name)
     if images and not records:
-        raise UserError(
-            f"None of the {len(images)} images in {folder} has a caption; put them into {folder / 'metadata.csv'}, with the "
-            f"columns file_name and text, or into a text file beside each image."
-        )
+        how = f"put them into {folder / 'metadata.csv'}, with the columns file_name and text, or into a text file beside each"
+        if missing:
+            looked_for, there = (" and ".join(map(shortened, some[:2])) for some in (missing, list(names)))
+            how = f"they are of {looked_for}, and the images are {there}"
+        raise UserError(f"None of the {len(images)} images in {folder} has a caption; {how}.")
     return records
+
+
+def finder(folder: Path, images: list[Path]) -> Callable[[Path, str], Path]:
+    """What finds the image that a metadata file means: of that very name, or else the only one that it can mean if letters are
+    small or large, \\ is /, its ending or the folders in front of it are left out, or `folder` itself stands in front."""
+    ends = defaultdict(set)
+    for path in images:
+        parts = path.relative_to(folder).as_posix().lower().split("/")
+        for i in range(len(parts)):
+            end = "/".join(parts[i:])
+            ends[end].add(path)
+            ends[end.rpartition(".")[0]].add(path)
+    there = set(images)
+
+    def image_named(beside: Path, name: str) -> Path:
+        exact = Path(os.path.normpath(beside / name))
+        if exact in there:
+            return exact
+        meant = name.replace("\\", "/").lower().removeprefix("./").removeprefix(f"{folder.resolve().name.lower()}/")
+        in_reach = {path for path in ends.get(meant, ()) if path.is_relative_to(beside)}
+        return in_reach.pop() if len(in_reach) == 1 else exact
+
+    return image_named
 
 
 def rows_of_metadata(path: Path, source: DataSource, problems: Problems) -> Iterable[tuple[str, list[str]]]:
     """File names and captions of a metadata.csv or metadata.jsonl. Raises UserError if its columns are not there."""
     text = read_text(path, problems)
     if path.suffix == ".csv":
-        csv.field_size_limit(2**31 - 1)
-        header = text.partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)  # of equally many the comma
-        rows = list(csv.DictReader(io.StringIO(text.replace("\0", "")), delimiter=delimiter))
+        rows = rows_of_csv(text, path, problems)
     else:
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 rows += [json.loads(line)] if line.strip() else []
             except ValueError:
                 problems.add("lines cannot be read", f"{path.name}:{number}")
         rows = [row for row in rows if isinstance(row, dict)]
     columns = list(rows[0]) if rows else []
-    image_column = column_of(columns, source.image_column, ("file_name", "image"), path)
-    caption_column = column_of(columns, source.caption_column, ("text", "caption", "captions"), path)
+    image_column = column_of(columns, source.image_column, IMAGE_COLUMNS, path)
+    caption_column = column_of(columns, source.caption_column, CAPTION_COLUMNS, path)
     for row in rows:
         name, texts = row.get(image_column), row.get(caption_column)
-        if isinstance(name, str) and name:
-            yield name, texts if isinstance(texts, list) else [texts]
+        if name or name == 0:
+            yield str(name), texts if isinstance(texts, list) else [texts]
+
+
+def rows_of_csv(text: str, path: Path, problems: Problems) -> list[dict[str, str]]:
+    """The rows of a table. What stands behind the last column is taken for a caption with commas that has no quotes, if that
+    column has no quotes either. Raises UserError for a quote that is not closed."""
+    csv.field_size_limit(2**31 - 1)
+    text = text.replace("\0", "")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # of equally many the comma
+    text = re.sub(rf'^([^"\n]*{delimiter}) +"', r'\1"', text, flags=re.MULTILINE)  # a blank before a quote
+    reader, rows, line = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True), [], 1
+    try:
+        for row in reader:
+            last, further = reader.fieldnames[-1], [cell for cell in row.pop(None, []) if cell.strip()]
+            if further and delimiter in row[last]:
+                kind = "lines have more columns than the first, and are left out; a caption with commas needs quotes"
+                problems.add(kind, f"{path.name}:{line}")
+            else:
+                rows.append({**row, last: delimiter.join([row[last] or "", *further])})
+            line = reader.line_num + 1
+    except csv.Error as error:
+        how = 'a caption in quotes ends with its quote, and a " in it is written as ""'
+        raise UserError(f"{path} cannot be read from line {line} on: {how}.") from error
+    return rows
 
 
 def column_of(columns: list[str], given: str | None, usual: tuple[str, ...], where) -> str:
@@ -161,7 +226,8 @@ def column_of(columns: list[str], given: str | None, usual: tuple[str, ...], whe
 
 
 def read_text(path: Path, problems: Problems) -> str:
-    content = path.read_bytes()
+    """The text of a file, whose lines end in \\n whatever system wrote them."""
+    content = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -173,7 +239,7 @@ def read_text(path: Path, problems: Problems) -> str:
 
 def cleaned(captions: list) -> list[str]:
     """Captions without needless blanks, each once, the empty ones left out."""
-    texts = (" ".join(text.split()) for text in captions if isinstance(text, str))
+    texts = (" ".join(printable(f"{text}").split()) for text in captions if isinstance(text, (str, int, float)))
     return list(dict.fromkeys(text for text in texts if text))[:MOST_CAPTIONS]
 
 
@@ -183,24 +249,25 @@ def table_of(source: DataSource):
     path, name = Path(source.dataset), shortened(source.dataset)
     if path.is_file():
         raise UserError(f"{name} is a file; give the folder that holds the images.")
+    if path.is_dir() and not any(file.suffix.lower() in TABLE_ENDINGS for file in path.rglob("*")):
+        raise UserError(f"{name} has no images; their names end in {', '.join(sorted(IMAGE_ENDINGS))}.")
     if not path.exists() and (path.is_absolute() or path.parts[:1] == ("..",) or len(path.parts) > 2):  # no hub's name
         raise UserError(f"There is no folder {name}.")
     try:
-        import datasets
+        from datasets import Image, disable_progress_bars, load_dataset
     except ImportError as error:
-        raise UserError("Data sets on the hub need another package: pip install datasets.") from error
-    datasets.disable_progress_bars()
+        here = "" if path.exists() else f"There is no folder {name} here. "
+        raise UserError(f"{here}Tables and data sets on the hub need another package: pip install datasets.") from error
+    disable_progress_bars()
     try:
-        splits = datasets.load_dataset(source.dataset)
+        splits = load_dataset(source.dataset)
     except Exception as error:  # of many kinds: no such name, no network, a broken file
         reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        raise UserError(
-            f"{name} is neither a folder with captioned images nor a data set that can be loaded ({reason})."
-        ) from error
+        raise UserError(f"{name} is neither a folder here nor a data set that can be loaded ({reason}).") from error
     features = next(iter(splits.values())).features
-    of_images = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))
-    image_column = column_of(list(features), source.image_column, of_images or ("image",), source.dataset)
-    caption_column = column_of(list(features), source.caption_column, ("text", "caption", "captions"), source.dataset)
+    of_images = tuple(name for name, feature in features.items() if isinstance(feature, Image))
+    image_column = column_of(list(features), source.image_column, of_images or IMAGE_COLUMNS, source.dataset)
+    caption_column = column_of(list(features), source.caption_column, CAPTION_COLUMNS, source.dataset)
     if image_column not in of_images:
         raise UserError(f"The column {image_column} of {source.dataset} has no images; --image_column says which has.")
     names = getattr(features[caption_column], "names", None)  # of classes, which are captions too
@@ -208,7 +275,7 @@ def table_of(source: DataSource):
     def captions_of(value) -> list:
         return value if isinstance(value, list) else [names[value] if names and isinstance(value, int) else value]
 
-    raw = datasets.Image(decode=False)
+    raw = Image(decode=False)
     columns = {image_column: "image", caption_column: "caption"}
     return {
         name: rows.select_columns(list(columns)).rename_columns(columns).cast_column("image", raw)
@@ -245,8 +312,13 @@ def decode_all(records: Iterable[Record], source: DataSource, problems: Problems
         except Exception:  # whatever a broken image provokes
             return record, None
 
+    def decoded(threads: ThreadPoolExecutor):
+        remaining = iter(records)
+        while some := list(islice(remaining, AT_A_TIME)):
+            yield from threads.map(decode, some)
+
     with ThreadPoolExecutor() as threads, open(temporary / "pixels", "wb") as file:
-        for record, pixels in tqdm(threads.map(decode, records), desc="decoding", unit=" images"):
+        for record, pixels in tqdm(decoded(threads), desc="decoding", unit=" images"):
             if pixels is None:
                 problems.add("images cannot be read, and are left out", record.name)
                 continue
