@@ -15,6 +15,8 @@ from lesson_17.clip import Block, check_numbers
 from lesson_17.diffusion import Diffusion, check_diffusion, drop_condition, guided, timestep_encoding
 from torch import Tensor, nn
 
+MIN_STD = 1e-4  # of a component of the embeddings; most are of about 0.1
+
 
 @dataclass
 class PriorConfig:
@@ -90,9 +92,9 @@ class DiffusionPrior(nn.Module):
         return self.to_image_embed(self.norm(x[:, -1]))
 
     def fit_scale(self, image_embed: Tensor) -> None:
-        """Take the scale from the training set's image embeddings (N, E)."""
+        """Take the scale from the training set's image embeddings (N, E); of those all alike, or of one, it is MIN_STD."""
         self.embed_mean.copy_(image_embed.mean(dim=0))
-        self.embed_std.copy_(image_embed.std(dim=0))
+        self.embed_std.copy_(image_embed.std(dim=0, correction=min(1, len(image_embed) - 1)).clamp(min=MIN_STD))
 
     def scale(self, image_embed: Tensor) -> Tensor:
         """CLIP image embeddings (B, E) to zero mean and unit variance in each component, as the noise has; at length 1

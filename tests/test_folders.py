@@ -390,6 +390,15 @@ def test_a_data_set_of_the_datasets_library(tmp_path, monkeypatch):
         load(tmp_path / "table", tmp_path, caption_column="nothing")
 
 
+def test_the_test_splits_of_a_table_are_not_trained_on(tmp_path):
+    picture = (put(tmp_path / "one.png")).read_bytes()
+    rows = [{"image": {"bytes": picture}, "caption": "a"}, {"image": {"bytes": picture}, "caption": None}]
+    table, problems = {"train": rows, "Test": rows, "validation": rows}, utils.datasets.own_images.Problems()
+    records = list(utils.datasets.own_images.records_of_table(table, lambda value: [value], problems))
+    assert [(record.name, record.is_test) for record in records] == [("train:0", False), ("Test:0", True), ("validation:0", True)]
+    assert len(problems.found["images have no caption, and are left out"]) == 3
+
+
 CAPTIONS = ["a \U0001f600 cat", "七つの猫", "l\N{LATIN SMALL LETTER E WITH ACUTE}opard", "word " * 2000]
 
 
@@ -475,6 +484,27 @@ def test_a_run_does_not_go_on_with_captions_that_were_changed_meanwhile(folder, 
     assert result.returncode == 2 and "was trained otherwise: examples of the data" in said, result.stderr
     table.write_text(before)
     assert "Resuming from" in succeeds(*dvae, "--num_training_steps", 2, "--resume").stdout
+
+
+def test_a_run_does_not_go_on_with_images_that_were_changed_meanwhile(folder, tmp_path):
+    data = ("--dataset", folder, "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "out")
+    dvae = ("lesson_08/train_dvae.py", *TINY, "--hidden_dim", 8, "--codebook_size", 16, *data)
+    succeeds(*dvae, "--num_training_steps", 1)
+    put(folder / "07.png", (255, 255, 255))
+    result = script(*dvae, "--num_training_steps", 2, "--resume")
+    assert result.returncode == 2 and "was trained otherwise: contents of the data" in result.stderr
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_images_and_images_all_alike_are_learned_from(tmp_path, alike):
+    folder = small(tmp_path, images=[f"{i}.png" for i in range(6 if alike else 2)])
+    for path in folder.glob("*.png"):
+        put(path) if alike else None
+        path.with_suffix(".txt").write_text("one")
+    data = ("--dataset", folder, "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "out")
+    tiny = ("--image_width", 16, "--image_layers", 1, "--embed_dim", 8, "--num_layers", 1, "--dim", 16, "--width", 8)
+    few = (*TINY, "--head_dim", 8, "--num_training_steps", 3)
+    succeeds("lesson_17/train_mnist.py", *few, *tiny, *data)
 
 
 def test_a_batch_may_be_larger_than_the_folder(folder, tmp_path):

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from utils.checkpoints import fingerprint
 from utils.cli import UserError, shortened
 from utils.data import CaptionedImages, DataSource
 from utils.machine import say
 
 NUM_EXAMPLES = 1000  # captions that a checkpoint carries, to draw random prompts from
+NUM_FINGERPRINTED = 10_000  # images that its fingerprint of the data is of, at least
 
 
 @dataclass
@@ -48,5 +50,7 @@ class Prompts:
 
 
 def data_entry(train_set: CaptionedImages, source: DataSource) -> dict:
-    """What a checkpoint says of the data: where they are from, and what the model can be asked for."""
-    return asdict(source) | asdict(Prompts.of(train_set))
+    """What a checkpoint says of the data: where they are from, what the model can be asked for, and a fingerprint of some."""
+    some = slice(None, None, max(1, len(train_set) // NUM_FINGERPRINTED))
+    contents = fingerprint({"pixels": train_set.pixels[some], "captions": train_set.caption_ids[some]})
+    return asdict(source) | asdict(Prompts.of(train_set)) | {"contents": contents}
