@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import ArgumentParser, positive_int, start
+from utils.cli import ArgumentParser, new_folder, positive_int, start
 from utils.tables import read_numbers
 
 COLLAPSED = 3.0  # a perplexity below this: nearly everything is one code
@@ -38,7 +38,9 @@ def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--datasets", nargs="+", default=["mnist", "colored_mnist"], help="each as --dataset takes it")
     parser.add_argument("--num_seeds", type=positive_int, default=10, help="from 0 up")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output/dvae_seeds", help="a folder for each run")
+    parser.add_argument(
+        "--output_dir", type=new_folder, default=ROOT / "output/dvae_seeds", help="a folder for each run"
+    )
     parser.add_argument("--num_training_steps", type=positive_int, help="(default: the preset's)")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data", help="where data are downloaded and prepared")
     return parser.parse_args()

@@ -14,7 +14,7 @@ import torch
 from lesson_17.edit_mnist import decode, inpaint, outside, slerp, split, text_difference
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, UserError, arguments_for, positive_int, start
+from utils.cli import ArgumentParser, UserError, arguments_for, new_folder, positive_int, start
 from utils.data import CaptionedImages
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.datasets.mnist import DIGIT_WORDS
@@ -49,7 +49,7 @@ def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--num_images", type=positive_int, default=200, help="of each edit")
     parser.add_argument("--sampling_steps", type=positive_int, default=50, help="there and back")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output/edits", help="where the table goes")
+    parser.add_argument("--output_dir", type=new_folder, default=ROOT / "output/edits", help="where the table goes")
     add_model_flags(parser)
     add_data_flags(parser)
     return parser.parse_args()

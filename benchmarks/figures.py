@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.cli import ArgumentParser, UserError
+from utils.cli import ArgumentParser, UserError, new_folder
 from utils.datasets import add_data_flags, data_source, load_images
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
     """The names of figures to draw, {name: the function that draws it}, of which data, and where to."""
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(figures)} (default: all)")
-    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the figures go")
+    parser.add_argument("--output_dir", type=new_folder, default=output_dir, help="where the figures go")
     add_data_flags(parser)
 
 

@@ -15,7 +15,7 @@ import torch
 from lesson_17.choose_mnist import choose, load_clip
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
-from utils.cli import ArgumentParser, arguments_for, bounded, start
+from utils.cli import ArgumentParser, arguments_for, bounded, new_folder, start
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.plots import save_grid
 from utils.scoring import Judge, wilson_interval
@@ -132,7 +132,9 @@ def parse_args():
     parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="of each caption or pair")
     parser.add_argument("--candidates", type=bounded(int, 1, 512), default=16, help="at most; 1 leaves them out")
     parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 keeps the other settings' rows")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output/frontier", help="where CSV and figure go")
+    parser.add_argument(
+        "--output_dir", type=new_folder, default=ROOT / "output/frontier", help="where CSV and figure go"
+    )
     if LESSON == "lesson_08":
         parser.add_argument("--clip_checkpoint", help="(default: the newest in output/clip, or the included one)")
     add_model_flags(parser)

@@ -8,7 +8,7 @@ sys.path[:0] = [str(ROOT)]
 
 import torch
 
-from utils.cli import ArgumentParser, UserError, start
+from utils.cli import ArgumentParser, UserError, new_folder, start
 from utils.tables import read_numbers, write_rows
 
 NAMES = {"lesson_08": ["dvae", "dall_e"], "lesson_17": ["clip", "prior", "decoder"]}
@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("lesson", choices=list(NAMES))
     parser.add_argument("--runs", type=Path, default=ROOT / "output", help="the folder with the folders of the runs")
     parser.add_argument("--seeds", type=Path, nargs="*", default=[], help="such folders of other seeds, for a band")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "curves", help="where the figure goes")
+    parser.add_argument(
+        "--output_dir", type=new_folder, default=ROOT / "output" / "curves", help="where the figure goes"
+    )
     args = parser.parse_args()
     names = [name for name in NAMES[args.lesson] if (args.runs / name / "metrics.csv").exists()]
     if not names:

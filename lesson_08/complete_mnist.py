@@ -16,7 +16,7 @@ from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.samples import add_sample_flags, choose_prompts, say_what_is_cut, write_images
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
     prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, known)
     seeds = [args.seed + i for i in range(len(prompts))]
     _, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
+    say_what_is_cut(prompts, pipeline.read)
     originals = choose_images(test_set, prompts, args.seed)
     kept, prefix = upper_rows(pipeline, originals, args.rows)
     sampling = {name: getattr(args, name) for name in DEFAULT_SAMPLING}

@@ -8,9 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags, add_sampling_flags
 from utils.cli import ROOT, ArgumentParser, arguments_for, start
 from utils.machine import Threads
-from utils.plots import save_grid
-from utils.prompts import Prompts
-from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.samples import add_sample_flags, draw_samples
 
 
 def main() -> None:
@@ -21,12 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     Threads().choose()
-    prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, Prompts.of_checkpoint(pipeline.data))
-    seeds = [args.seed + i for i in range(len(prompts))]
-    images = pipeline.draw(prompts, seeds, **{name: getattr(args, name) for name in DEFAULT_SAMPLING})
-    write_images(images, prompts, seeds, args.output_dir)
-    save_grid(images, args.output_dir / "grid.png", columns, prompts)
-    print(f"{len(prompts)} images, samples.csv and grid.png are in {args.output_dir}")
+    draw_samples(pipeline, args, {name: getattr(args, name) for name in DEFAULT_SAMPLING})
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class Pipeline:
         files = {"dvae": str(dvae_file), "dall_e": str(dall_e_file)}
         return cls(tokenizer, dall_e.to(device), dvae.to(device), device, files, checkpoint["data"])
 
+    def read(self, prompt: str) -> str:
+        """What of a prompt the transformer reads."""
+        return self.tokenizer.read(prompt, self.dall_e.config.text_seq_len)
+
     def draw(self, prompts: list[str], seeds: list[int], prefix: Tensor | None = None, **sampling) -> Tensor:
         """One image per prompt, (B, C, H, H) in [0, 1], decided by its prompt and seed and by prefix (B, n) and
         `sampling`, arguments of DallE.generate."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lesson_17.frozen_clip import FrozenCLIP
 from torch import Tensor
 from utils.checkpoints import PRETRAINED, models_folder, newest_checkpoint
-from utils.cli import ROOT, ArgumentParser, UserError, positive_int, start
+from utils.cli import ROOT, ArgumentParser, UserError, new_folder, positive_int, start
 from utils.data import map_in_chunks
 from utils.drawn_images import read_images
 from utils.machine import Threads, get_device, say
@@ -47,7 +47,7 @@ def parse_args():
         "--models", metavar="MODELS", help="holds the models, each in a folder of its own (default: output)"
     )
     parser.add_argument("--pretrained", choices=PRETRAINED, help="take the included CLIP for this data set")
-    parser.add_argument("--output_dir", type=Path, help="where the chosen images go (default: FOLDER/chosen)")
+    parser.add_argument("--output_dir", type=new_folder, help="where the chosen images go (default: FOLDER/chosen)")
     args = parser.parse_args()
     if args.clip_checkpoint and args.pretrained:
         raise UserError("--pretrained takes the place of --clip_checkpoint; give one of the two.")

@@ -27,13 +27,13 @@ from lesson_17.diffusion_decoder import Decoder, decode_image_embed, from_x_0, t
 from lesson_17.diffusion_prior import draw_image_embed
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ROOT, ArgumentParser, UserError, arguments_for, bounded, seed_number, shortened, start
+from utils.cli import ROOT, ArgumentParser, UserError, arguments_for, bounded, new_folder, seed_number, shortened, start
 from utils.data import CaptionedImages
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.machine import Threads
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import SeededNoise, sample_captions
+from utils.samples import SeededNoise, sample_captions, say_what_is_cut
 
 PAIRS = ("interpolation", "text_diff", "inpaint")  # modes that take the prompts two by two
 DIGIT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
@@ -57,6 +57,7 @@ def main() -> None:
     if not args.prompts:
         args.prompts = DEFAULT_PROMPTS.get(source.dataset)
     args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
+    say_what_is_cut(args.prompts, pipeline.read)
     cells, captions = EDITS[args.mode](pipeline, train_set, test_set, args)  # (R, K, C, H, H), R rows of K
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"{args.mode}.png"
@@ -103,7 +104,7 @@ def parse_args():
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images and of fresh noise")
     parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "output" / "dall_e_2_samples", help="where the figure goes"
+        "--output_dir", type=new_folder, default=ROOT / "output" / "dall_e_2_samples", help="where the figure goes"
     )
     add_model_flags(parser)
     add_data_flags(parser)

@@ -68,6 +68,10 @@ class Pipeline:
         named = {"clip": clip.source["file"], "prior": str(files["prior"]), "decoder": str(files["decoder"])}
         return cls(clip, prior, decoder, device, named, checkpoints["prior"]["data"])
 
+    def read(self, prompt: str) -> str:
+        """What of a prompt CLIP reads."""
+        return self.clip.tokenizer.read(prompt, self.clip.model.config.text_seq_len - 1)
+
     def draw(
         self, prompts: list[str], seeds: list[int],
         prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, sampler: str,

@@ -14,7 +14,7 @@ import torch
 from lesson_17.clip import CLIP, CLIPConfig
 from torch import Tensor
 from utils.checkpoints import CONTENTS, save_checkpoint
-from utils.cli import ROOT, ArgumentParser, UserError, bounded, start
+from utils.cli import ROOT, ArgumentParser, UserError, bounded, new_folder, start
 from utils.machine import say
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--text_seq_len", type=bounded(int, 2, 1024), help="tokens that are read (default: all, 77)")
     parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "output/clip_pretrained", help="where the checkpoint goes"
+        "--output_dir", type=new_folder, default=ROOT / "output/clip_pretrained", help="where the checkpoint goes"
     )
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import torch
 from lesson_17.diffusion_upsampler import Upsampler, UpsamplerConfig, upsample
 from torch import Tensor
 from utils.checkpoints import find_checkpoint, load_checkpoint, load_model, models_folder
-from utils.cli import ArgumentParser, UserError, bounded, shortened, start
+from utils.cli import ArgumentParser, UserError, bounded, new_folder, shortened, start
 from utils.data import map_in_chunks
 from utils.drawn_images import read_images
 from utils.machine import Threads, get_device
@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--sampling_steps", type=bounded(int, 1, 1000), default=20, help="of each up-sampler")
     parser.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="as in generate_mnist.py")
-    parser.add_argument("--output_dir", type=Path, help="where the images go (default: FOLDER/upsampled)")
+    parser.add_argument("--output_dir", type=new_folder, help="where the images go (default: FOLDER/upsampled)")
     args = parser.parse_args()
     images, rows = read_images(args.folder)
     if len({image.shape for image in images}) > 1:

@@ -2,9 +2,12 @@
 hundreds with --hypothesis-profile many."""
 
 import io
+import os
 import pickle
+import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ from utils.datasets import load_images
 from utils.datasets.mnist import DIGIT_CAPTIONS
 from utils.plots import save_grid
 from utils.prompts import Prompts
-from utils.samples import add_sample_flags, choose_prompts, write_images
+from utils.samples import add_sample_flags, choose_prompts, draw_samples, write_images
 from utils.tables import read_rows
 
 MODELS = {
@@ -183,6 +186,58 @@ def test_pictures_of_any_prompt_stay_in_their_folder_under_short_names(prompts):
         assert len(rows) == len(list(Path(folder).rglob("*.png"))) - 1 == len(prompts)
         for row in rows:
             assert (samples / row["file"]).is_file() and len(row["file"].encode()) < 200
+
+
+def test_new_pictures_take_the_place_of_earlier_ones_and_of_nothing_else(tmp_path):
+    write_images(torch.zeros(3, 1, 4, 4), ["a", "b", "c"], [0, 1, 2], tmp_path)
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    with open(tmp_path / "samples.csv", "a") as file:
+        file.write("mine.png,mine,0\n../0000-x.png,no,0\n")
+    (tmp_path.parent / "0000-x.png").write_bytes(b"outside")
+    for first in (0, 2):
+        write_images(torch.zeros(2, 1, 4, 4), ["d", "e"], [7, 8], tmp_path, first)
+    names = ["0000-d.png", "0001-e.png", "0002-d.png", "0003-e.png"]
+    assert [row["file"] for row in read_rows(tmp_path / "samples.csv")] == names
+    assert {path.name for path in tmp_path.glob("*.png")} == {"mine.png", *names}
+    assert (tmp_path.parent / "0000-x.png").exists()
+
+
+def test_pictures_drawn_before_a_stop_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.samples.AT_A_TIME", 2)
+
+    class Pipeline:
+        data = {"examples": ["a"], "words": ["a"], "closed": False}
+
+        def read(self, prompt):
+            return prompt
+
+        def draw(self, prompts, seeds, shade):
+            if 4 in seeds:
+                raise KeyboardInterrupt
+            return torch.full((len(prompts), 1, 4, 4), shade)
+
+    args = Namespace(prompts=["a"], num_samples=6, seed=0, output_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        draw_samples(Pipeline(), args, {"shade": 0.5})
+    rows = read_rows(tmp_path / "samples.csv")
+    assert [row["seed"] for row in rows] == ["0", "1", "2", "3"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {row["file"] for row in rows}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
+def test_a_console_of_few_letters_ends_nothing(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    code = "from utils.cli import start; start(lambda: print('DALL\\u00b7E', '\\u4e03', '\\ud83d', '\\u00e9'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(b"DALL"), done.stderr
+
+
+@pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])
+def test_where_pictures_cannot_be_written_none_are_drawn(tmp_path, lesson):
+    (tmp_path / "taken").write_text("a file")
+    for folder in ("taken", "taken/inside"):
+        drawn = script(f"{lesson}/generate_mnist.py", "--prompts", "7", "--output_dir", tmp_path / folder)
+        refused(drawn, "is no folder that can be written")
 
 
 @pytest.mark.parametrize("prompt", ["../../etc/passwd", "a/b", "CON", ".", "\U0001f600", "x" * 10_000, 'a, "b"\nc'])

@@ -1,6 +1,7 @@
 """Captions to text tokens: the library's merges, its dropout, and the table that training draws from."""
 
 import random
+import time
 import unicodedata
 from collections import Counter
 
@@ -52,6 +53,23 @@ def test_dropout_is_distributed_as_the_librarys(tokenizer):
 def test_without_merges_a_caption_is_its_bytes(tokenizer):
     assert len(tokenizer.ids("seven", dropout=1.0, rng=random.Random(0))) == len(" seven")
     assert len(tokenizer.ids("é", dropout=1.0, rng=random.Random(0))) == 3  # a blank and two bytes
+
+
+def test_words_without_end_take_no_time_without_end():
+    """Their length squared would be minutes; cut into pieces it is less than a second."""
+    started = time.process_time()
+    captions = ["one " + "x" * 5000, "字" * 4000, "a short one"]
+    tokenizer = Tokenizer.train(captions)
+    table = CaptionTable(tokenizer, captions, None, "cpu")
+    assert table.num_cut == 2 and time.process_time() - started < 20
+    assert tokenizer.ids("one " + "x" * 31)[:2] == tokenizer.ids("one x" + "x" * 30)[:2]
+
+
+def test_ordinary_words_are_not_cut():
+    whole = Tokenizer.train(["a" * 31, "ab " * 40, "short"])
+    assert len(whole.bpe.pre_tokenizer.pre_tokenize_str("a" * 31)) == 1
+    assert len(whole.bpe.pre_tokenizer.pre_tokenize_str("ab ab")) == 2
+    assert len(whole.bpe.pre_tokenizer.pre_tokenize_str("a" * 65)) == 3
 
 
 @given(st.text(max_size=40))

@@ -9,6 +9,7 @@ from PIL import ImageFont
 
 import utils.machine
 from lesson_17.clip import valid_pairs
+from utils.bpe import Tokenizer
 from utils.cli import UserError
 from utils.data import CaptionedImages, DataSource, map_in_chunks
 from utils.datasets import LOADERS, data_source, load_images
@@ -16,6 +17,7 @@ from utils.datasets.mnist import DIGIT_CAPTIONS
 from utils.machine import Threads
 from utils.plots import MOST_LINES, wrapped
 from utils.prompts import Prompts
+from utils.samples import say_what_is_cut
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
 
 
@@ -81,7 +83,7 @@ def test_a_subset_keeps_its_images_and_what_may_be_said_of_them():
 def test_only_taught_prompts_of_digits_are_known():
     known = Prompts(DIGIT_CAPTIONS, DIGIT_CAPTIONS, closed=True)
     assert known.check([" Seven ", "7"]) == ["seven", "7"]
-    for prompt in ("eleven", "none", "12", "", "../7"):
+    for prompt in ("eleven", "none", "12", "", "7/../8"):
         with pytest.raises(UserError, match="unknown"):
             known.check(["7", prompt])
 
@@ -93,6 +95,34 @@ def test_other_prompts_are_drawn_and_their_new_words_named(capsys):
     assert "'dog', 'green'" in capsys.readouterr().out
     with pytest.raises(UserError, match="empty"):
         known.check(["a cat", " "])
+
+
+def test_words_have_no_punctuation_around_them(capsys):
+    images = few([[0], [1]], ["a ball, red", "“The dog's”."])
+    known = Prompts.of(images)
+    assert known.words == ["a", "ball", "dog's", "red", "the"]
+    assert known.check(["Red ball!", "the dog's a dog"]) == ["Red ball!", "the dog's a dog"]
+    assert "No training caption had 'dog';" in capsys.readouterr().out
+    known.check([" ".join(f"word{i:02d}" for i in range(12))])
+    assert "'word09' and 2 others;" in capsys.readouterr().out
+    assert Prompts(DIGIT_CAPTIONS, DIGIT_CAPTIONS, closed=True).check(["Seven!", "“7”"]) == ["seven", "7"]
+
+
+@pytest.mark.parametrize("prompt", ["half \ud83d", "byte \udcff"])
+def test_a_prompt_that_is_not_utf_8_is_refused(prompt):
+    for closed in (True, False):
+        with pytest.raises(UserError, match="not UTF-8"):
+            Prompts(["half"], ["half"], closed).check([prompt])
+
+
+def test_prompts_that_are_cut_are_named_with_what_is_read(capsys):
+    tokenizer = Tokenizer.train([f"picture number {i}" for i in range(5)], 270)
+    long = len(tokenizer.ids("picture number"))
+    say_what_is_cut(["picture number 3", "Picture", "picture number 3"], lambda prompt: tokenizer.read(prompt, long))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "Of 'picture number 3' the model reads 'picture number' only" in out
+    say_what_is_cut(["picture number 3"], lambda prompt: tokenizer.read(prompt, long + 9))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_knows_the_words_of_all_captions_and_some_captions():

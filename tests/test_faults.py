@@ -118,7 +118,7 @@ def test_every_stage_survives_a_kill(kind, earlier_stages, tmp_path):
     assert_same_run(killed, whole, kind, 12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_run_after_its_step_and_saves(number, whole_line, tmp_path):
     process = start_line(tmp_path, total=40, seconds=0.05)
     wait_for((tmp_path / "line-7.pt").exists, process)

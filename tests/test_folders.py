@@ -395,7 +395,11 @@ def test_the_test_splits_of_a_table_are_not_trained_on(tmp_path):
     rows = [{"image": {"bytes": picture}, "caption": "a"}, {"image": {"bytes": picture}, "caption": None}]
     table, problems = {"train": rows, "Test": rows, "validation": rows}, utils.datasets.own_images.Problems()
     records = list(utils.datasets.own_images.records_of_table(table, lambda value: [value], problems))
-    assert [(record.name, record.is_test) for record in records] == [("train:0", False), ("Test:0", True), ("validation:0", True)]
+    assert [(record.name, record.is_test) for record in records] == [
+        ("train:0", False),
+        ("Test:0", True),
+        ("validation:0", True),
+    ]
     assert len(problems.found["images have no caption, and are left out"]) == 3
 
 

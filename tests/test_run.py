@@ -25,7 +25,7 @@ from utils.cli import UserError
 from utils.optimizers import Muon, orthogonalized
 from utils.plots import plot_metrics
 from utils.run import Run
-from utils.tables import read_numbers
+from utils.tables import read_numbers, read_rows
 from utils.training import TrainingConfig, batch_index, build_model, scheduled_rate
 
 CONFIG = TrainingConfig(100, 4, 0.1, warmup_steps=9)
@@ -233,6 +233,16 @@ def test_what_a_killed_run_left_half_written_is_deleted_and_nothing_else(tmp_pat
         (tmp_path / name).write_text("half")
     fit_line(tmp_path)
     assert {path.name for path in tmp_path.glob(".*.tmp")} == {".of the user.tmp"}
+
+
+def test_a_loop_that_is_left_with_break_keeps_its_metrics(tmp_path):
+    model, optimizers, training = make_line()
+    with Run("line", model, optimizers, training, tmp_path) as run:
+        for step, _ in run.steps(20):
+            run.update(model(points()[:4]))
+            if step == 2:
+                break
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["1", "2", "3"]
 
 
 def test_a_body_without_an_update_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 PAD_ID = 0  # fills a caption up to T tokens; a caption of nothing else is the null caption
 BPE_DROPOUT = 0.1  # in training, as in the paper
 MOST_TOKENS = 64  # of a caption, where T is not given
+LONGEST_WORD = r"\S{32}"  # longer words are cut before the bytes are merged, which takes the square of their length
 MOST_ROWS = 20_000  # of a CaptionTable, unless there are more captions
 
 
@@ -29,12 +30,13 @@ class Tokenizer:
     @classmethod
     def train(cls, captions: list[str], vocab_size: int = 1024) -> "Tokenizer":
         """At most `vocab_size` ids (the paper's has 16,384), but at least 257, PAD_ID and the bytes."""
+        from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Library
-        from tokenizers import models, normalizers, pre_tokenizers, trainers
 
         bpe = Library(models.BPE())
         bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        pieces = pre_tokenizers.Split(Regex(LONGEST_WORD), behavior="isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=True)])
         options = {"special_tokens": ["[PAD]"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options)
         bpe.train_from_iterator(captions, trainer)
@@ -59,6 +61,12 @@ class Tokenizer:
     def encode(self, captions: list[str], text_seq_len: int, pad_id: int = PAD_ID) -> Tensor:
         """Captions to text tokens (M, T) int64 in 0 .. V - 1, pad_id after a caption's end; longer ones are cut off."""
         return padded([self.ids(caption) for caption in captions], text_seq_len, pad_id)
+
+    def read(self, caption: str, text_seq_len: int) -> str:
+        """What of a caption is read where T tokens are, as it is spelled in the vocabulary."""
+        from tokenizers.decoders import ByteLevel
+
+        return ByteLevel().decode([self.bpe.id_to_token(i) for i in self.ids(caption)[:text_seq_len]]).strip()
 
     def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
         """The ids of a caption; `dropout` is the probability that `rng` skips a merge."""

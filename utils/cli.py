@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+import io
+import os
 import re
 import sys
 from dataclasses import fields, replace
@@ -17,6 +19,9 @@ def start(main) -> None:
     """Call a script's `main` in each process of the run. A UserError, a file that cannot be read or written, and too
     little memory become one sentence on stderr and exit code 2."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # on a console of few letters, question marks in place of an error
+            stream.reconfigure(errors="replace")
     try:
         with processes():
             return main()
@@ -27,9 +32,11 @@ def start(main) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "tried to allocate" not in str(error).lower():
-            raise
         message = "That does not fit into the memory; choose smaller sizes, or a smaller --batch_size."
+        if "compiler" in str(error):
+            message = "--compile needs a C++ compiler, and there is none that works; leave it out, or install one."
+        elif isinstance(error, RuntimeError) and "tried to allocate" not in str(error).lower():
+            raise
     print(message, file=sys.stderr)
     sys.exit(2)
 
@@ -77,6 +84,15 @@ def bounded(number_type: type, low: float, high: float = float("inf")):
 
     parse.__name__ = "whole number" if number_type is int else "number"
     return parse
+
+
+def new_folder(text: str) -> Path:
+    """An argparse type: a folder that is there or can be made, so that what takes minutes is not done in vain."""
+    path = Path(text)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{shortened(there)} is no folder that can be written")
+    return path
 
 
 positive_int = bounded(int, 1, 10**9)

@@ -187,8 +187,8 @@ def concerns(error: OSError, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def stop_signals():
-    """Yields a list for the number of the first SIGINT or SIGTERM; a second one ends the program at once. Several
-    processes are ended by torchrun instead."""
+    """Yields a list for the number of the first SIGINT, SIGTERM or SIGHUP (of a terminal that is closed, unless nohup has
+    it ignored); a second one ends the program at once. Several processes are ended by torchrun instead."""
     received, first = [], time.monotonic()
 
     def catch(number: int, frame) -> None:
@@ -199,7 +199,10 @@ def stop_signals():
         elif time.monotonic() - first > 1:  # a terminal and a launcher may both send the same one
             os._exit(128 + number)
 
-    caught = (signal.SIGINT, signal.SIGTERM) if num_processes() == 1 else ()
+    known = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]  # not in Windows
+    caught = [s for s in known if signal.getsignal(s) is not signal.SIG_IGN] if num_processes() == 1 else []
     handlers = {number: signal.signal(number, catch) for number in caught}
     try:
         yield received

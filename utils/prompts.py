@@ -1,5 +1,6 @@
 """What a model can be asked for: the prompts it knows, or any."""
 
+import string
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -9,6 +10,7 @@ from utils.data import CaptionedImages, DataSource
 from utils.machine import say
 
 NUM_EXAMPLES = 1000  # captions that a checkpoint carries, to draw random prompts from
+MARKS = string.punctuation + "“”‘’«»„…¿¡。，、！？："  # around a word
 NUM_FINGERPRINTED = 10_000  # images that its fingerprint of the data is of, at least
 
 
@@ -23,8 +25,8 @@ class Prompts:
     @classmethod
     def of(cls, train_set: CaptionedImages) -> "Prompts":
         every = max(1, len(train_set.captions) // NUM_EXAMPLES)
-        words = sorted({word for caption in train_set.captions for word in caption.lower().split()})
-        return cls(train_set.captions[::every][:NUM_EXAMPLES], words, train_set.closed)
+        words = {word for caption in train_set.captions for word in words_of(caption)}
+        return cls(train_set.captions[::every][:NUM_EXAMPLES], sorted(words), train_set.closed)
 
     @classmethod
     def of_checkpoint(cls, data: dict) -> "Prompts":
@@ -35,18 +37,26 @@ class Prompts:
         """The prompts without needless blanks. Says which words no caption had. Raises UserError for an empty prompt,
         and, where the captions are all that a model was taught, for any other."""
         checked = [" ".join(prompt.split()) for prompt in prompts]
+        if any("\ud800" <= letter <= "\udfff" for letter in "".join(checked)):
+            raise UserError("A prompt is not UTF-8, or has half a letter; type it anew.")
         if self.closed:
-            checked = [prompt.lower() for prompt in checked]
+            checked = [" ".join(words_of(prompt)) for prompt in checked]
             for given, prompt in zip(prompts, checked):
                 if prompt not in self.examples:
                     learned = ", ".join(self.examples)
                     raise UserError(f"the prompt {shortened(given)} is unknown; the models learned {learned}.")
         if "" in checked:
             raise UserError("A prompt is empty; say what to draw.")
-        new = sorted({word for prompt in checked for word in prompt.lower().split()}.difference(self.words))
+        new = sorted({word for prompt in checked for word in words_of(prompt)}.difference(self.words))
         if new:
-            say(f"No training caption had {', '.join(map(shortened, new[:10]))}; what is drawn for that is a guess.")
+            named = ", ".join(map(shortened, new[:10])) + f" and {len(new) - 10} others" * (len(new) > 10)
+            say(f"No training caption had {named}; what is drawn for that is a guess.")
         return checked
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters, without the punctuation around them."""
+    return [word for word in (word.strip(MARKS) for word in text.lower().split()) if word]
 
 
 def data_entry(train_set: CaptionedImages, source: DataSource) -> dict:

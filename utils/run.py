@@ -45,7 +45,9 @@ class Run:
         return self
 
     def __exit__(self, error_type, error, traceback):
-        self.held.close()
+        with self.held:
+            if error is None:
+                self.write_metrics()  # of a loop that was left with break
         if isinstance(error, OSError) and machine.concerns(error, self.folder):
             last = checkpoints.last_good(self.folder, self.name)
             raise UserError(f"{self.folder} cannot be written: {error.strerror or error}. {last}") from error
@@ -160,8 +162,12 @@ class Run:
         self.num_images, path = num_images, checkpoints.newest_checkpoint(self.folder, self.name)
         if path != self.folder / f"{self.name}-{self.training.num_training_steps}.pt":
             return False
-        other = checkpoints.differences(checkpoints.load_checkpoint(path, self.name), self.identity())
-        say(f"{path} was trained otherwise: {other[0]}." if other else f"{path} is trained already.")
+        checkpoint = checkpoints.load_checkpoint(path, self.name)
+        other = checkpoints.differences(checkpoint, self.identity())
+        seed = checkpoint["training"]["seed"]
+        say(
+            f"{path} was trained otherwise: {other[0]}." if other else f"{path} is trained already, with --seed {seed}."
+        )
         return not other
 
     def load(self) -> None:

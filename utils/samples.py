@@ -2,21 +2,25 @@
 
 import random
 import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from utils.checkpoints import PRETRAINED
-from utils.cli import ArgumentParser, UserError, positive_int, seed_number
+from utils.cli import ArgumentParser, UserError, new_folder, positive_int, seed_number, shortened
 from utils.data import CaptionedImages
+from utils.machine import say
 from utils.plots import save_grid, to_picture
-from utils.prompts import Prompts
-from utils.tables import write_rows
+from utils.prompts import Prompts, words_of
+from utils.tables import read_rows, write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
 COLUMNS = 10  # of a training's grid
 MOST_COLUMNS = 64  # of a grid
+AT_A_TIME = 128  # images drawn and written
 MOST_IMAGES = 10_000  # at once: they are kept in memory, and shown in one grid
 
 
@@ -26,7 +30,7 @@ def add_sample_flags(parser: ArgumentParser, output_dir: Path) -> None:
     add("--prompts", nargs="+", metavar="PROMPT", help="what to draw, each in quotes (default: 64 random captions)")
     add("--num_samples", type=positive_int, default=1, help="images of each prompt")
     add("--seed", type=seed_number, default=0, help="of the first image; the next has the next seed")
-    add("--output_dir", type=Path, default=output_dir, help="where the images go")
+    add("--output_dir", type=new_folder, default=output_dir, help="where the images go")
 
 
 def add_checkpoint_flags(parser: ArgumentParser, *names: str) -> None:
@@ -36,6 +40,29 @@ def add_checkpoint_flags(parser: ArgumentParser, *names: str) -> None:
     for name in names:
         add(f"--{name}_checkpoint", help=f"(default: the newest in FOLDER/{name})")
     add("--pretrained", choices=PRETRAINED, help="take the included weights (default: mnist, if nothing is trained)")
+
+
+def draw_samples(pipeline, args, sampling: dict) -> None:
+    """What args ask for, drawn by a lesson's pipeline with `sampling`: images, each chunk written when it is drawn, and a grid."""
+    known = Prompts.of_checkpoint(pipeline.data)
+    prompts, columns = choose_prompts(args.prompts, args.num_samples, args.seed, known)
+    say_what_is_cut(prompts, pipeline.read)
+    seeds, chunks = [args.seed + i for i in range(len(prompts))], []
+    for start in range(0, len(prompts), AT_A_TIME):
+        chunk = slice(start, start + AT_A_TIME)
+        chunks.append(pipeline.draw(prompts[chunk], seeds[chunk], **sampling))
+        write_images(chunks[-1], prompts[chunk], seeds[chunk], args.output_dir, first=start)
+    save_grid(torch.cat(chunks), args.output_dir / "grid.png", columns, prompts)
+    print(f"{len(prompts)} images, samples.csv and grid.png are in {args.output_dir}")
+
+
+def say_what_is_cut(prompts: list[str], read: Callable[[str], str]) -> None:
+    """Says which prompts are longer than what a model reads of them."""
+    for prompt in dict.fromkeys(prompts):
+        if words_of(read(prompt)) != words_of(unicodedata.normalize("NFC", prompt)):
+            say(
+                f"Of {shortened(prompt)} the model reads {shortened(read(prompt))} only (--text_seq_len of its training)."
+            )
 
 
 def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:
@@ -84,12 +111,19 @@ class SeededNoise:
         return torch.stack([torch.rand(shape[1:], generator=generator) for generator in self.generators])
 
 
-def write_images(images: Tensor, prompts: list[str], seeds: list[int], folder: Path, **more: list) -> None:
-    """Each image (C, H, H) in [0, 1] as a PNG, and samples.csv with a row for each: file, prompt, seed and `more`."""
+def write_images(
+    images: Tensor, prompts: list[str], seeds: list[int], folder: Path, first: int = 0, **more: list
+) -> None:
+    """Each image (C, H, H) in [0, 1] as a PNG, numbered from `first`, and samples.csv with a row for each: file, prompt,
+    seed and `more`. At first = 0 the images of an earlier samples.csv are deleted, else its rows are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    for row in [] if first else read_rows(folder / "samples.csv"):
+        if re.fullmatch(r"\d{4,}-[^/\\]*\.png", row.get("file") or ""):  # a name that was given here
+            (folder / row["file"]).unlink(missing_ok=True)
     words = [re.sub(r"\W+", "-", prompt).strip("-")[:40] for prompt in prompts]  # letters and digits: no path, no dots
-    names = [f"{i:04d}-{word}.png" for i, word in enumerate(words)]
+    names = [f"{i:04d}-{word}.png" for i, word in enumerate(words, first)]
     for name, image in zip(names, images):
         to_picture(image).save(folder / name)
     table = {"file": names, "prompt": prompts, "seed": seeds, **more}
-    write_rows(folder / "samples.csv", [dict(zip(table, row)) for row in zip(*table.values())])
+    rows = [dict(zip(table, row)) for row in zip(*table.values())]
+    write_rows(folder / "samples.csv", rows, append=first > 0)

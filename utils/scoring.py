@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils.cli import ROOT, ArgumentParser, bounded
+from utils.cli import ROOT, ArgumentParser, bounded, new_folder
 from utils.data import CaptionedImages, DataSource, map_in_chunks
 from utils.datasets.colored_mnist import INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
 from utils.datasets.mnist import DIGIT_CAPTIONS
@@ -291,7 +291,7 @@ def add_evaluation_flags(parser: ArgumentParser) -> None:
         help="of each caption of the digits, or pair of digit and ink",
     )
     parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "output/evaluation", help="where the table and the picture go"
+        "--output_dir", type=new_folder, default=ROOT / "output/evaluation", help="where the table and the picture go"
     )
 
 
