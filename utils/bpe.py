@@ -68,13 +68,17 @@ class Tokenizer:
 
         return ByteLevel().decode([self.bpe.id_to_token(i) for i in self.ids(caption)[:text_seq_len]]).strip()
 
-    def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None) -> list[int]:
-        """The ids of a caption; `dropout` is the probability that `rng` skips a merge."""
+    def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None, enough: int = 0) -> list[int]:
+        """The ids of a caption; `dropout` is the probability that `rng` skips a merge, and then the words behind the
+        first `enough` ids are left out."""
         caption = " ".join(caption.split())
         if not dropout:
             return self.bpe.encode(caption).ids
-        words = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
-        return [self.bpe.token_to_id(token) for word, _ in words for token in self.merge(word, dropout, rng)]
+        ids = []
+        for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption)):
+            if not enough or len(ids) < enough:
+                ids += [self.bpe.token_to_id(token) for token in self.merge(word, dropout, rng)]
+        return ids
 
     def merge(self, word: str, dropout: float, rng: random.Random) -> list[str]:
         """A word's tokens: algorithm 1 of BPE-dropout. The library's own cannot be seeded."""
@@ -104,7 +108,8 @@ class CaptionTable:
     def __init__(self, tokenizer: Tokenizer, captions: list[str], text_seq_len: int | None, device, num_draws=256):
         rng = random.Random(0)  # the same table in every run; a run's own seed decides what is drawn from it
         num_draws = min(num_draws, -(-MOST_ROWS // len(captions)))
-        rows = [tokenizer.ids(caption, BPE_DROPOUT, rng) for caption in captions for _ in range(num_draws)]
+        enough = 1 + (text_seq_len or MOST_TOKENS)
+        rows = [tokenizer.ids(caption, BPE_DROPOUT, rng, enough) for caption in captions for _ in range(num_draws)]
         plain = [tokenizer.ids(caption) for caption in captions]
         self.text_seq_len = text_seq_len or min(MOST_TOKENS, max(map(len, plain + rows)))
         self.num_cut = sum(len(row) > self.text_seq_len for row in plain)
