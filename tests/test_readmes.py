@@ -17,16 +17,18 @@ from lesson_17.diffusion_decoder import DECODER_PRESETS
 from lesson_17.diffusion_prior import PRIOR_PRESETS
 from lesson_17.diffusion_upsampler import UPSAMPLER_PRESETS
 from utils.cli import ArgumentParser
+from utils.tables import read_numbers
 
 READMES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "utils/README.md",
-    *sorted(ROOT.glob("lesson_*/*.md")),
+    *sorted(ROOT.glob("lesson_*/README.md")),
+    *sorted(ROOT.glob("lesson_*/measurements.md")),
+    *sorted(ROOT.glob("lesson_*/exercises.md")),
 ]
+MOST_LINES = {"lesson_17": 850}  # of a lesson's README.md; what was measured beyond it is in measurements.md
 LESSONS = sorted(ROOT.glob("lesson_*"))
-PAGES = ("README.md", "measurements.md")  # of a lesson; exercises.md has code that is not there yet
-MOST_LINES = {"lesson_17": 850}
 MODELS = {
     "dvae": DVAE_PRESETS,
     "dall_e": DALL_E_PRESETS,
@@ -38,8 +40,10 @@ MODELS = {
 
 
 def pages(lesson):
-    """What both pages of a lesson say, one after the other."""
-    return "\n".join((lesson / page).read_text() for page in PAGES if (lesson / page).exists())
+    """The text of a lesson's README.md and measurements.md."""
+    return "\n".join(
+        (lesson / name).read_text() for name in ("README.md", "measurements.md") if (lesson / name).exists()
+    )
 
 
 def without_blocks(text):
@@ -68,11 +72,6 @@ def test_relative_links_and_anchors_resolve(readme):
         target = (readme.parent / path).resolve() if path else readme
         assert target.exists(), link
         assert not anchor or anchor in anchors(target.read_text()), link
-
-
-@pytest.mark.parametrize("lesson", MOST_LINES)
-def test_a_lesson_is_read_in_an_evening(lesson):
-    assert len((ROOT / lesson / "README.md").read_text().splitlines()) <= MOST_LINES[lesson]
 
 
 class ParsedError(Exception):
@@ -160,8 +159,46 @@ def table_rows(text):
 @pytest.mark.parametrize("lesson, report", [("lesson_08", "dall_e"), ("lesson_17", "dall_e_2")])
 def test_results_are_those_of_the_evaluation(lesson, report):
     measures = json.loads((ROOT / lesson / "figures" / f"{report}.json").read_text())["measures"]
-    told = {row[0]: row[1] for row in table_rows(pages(ROOT / lesson))}
-    assert {name: told.get(name) for name in measures} == {name: row["text"] for name, row in measures.items()}
+    rows = table_rows(pages(ROOT / lesson))
+    told = {name: {row[1] for row in rows if row[0] == name} for name in measures}
+    assert told == {name: {row["text"]} for name, row in measures.items()}
+
+
+def test_the_short_results_of_lesson_17_are_those_of_the_evaluation():
+    """Rows of samples by default, unguided samples and real images; and the losses, where the curves are drawn from."""
+    measures = json.loads((ROOT / "lesson_17/figures/dall_e_2.json").read_text())["measures"]
+    rows = table_rows((ROOT / "lesson_17/README.md").read_text())
+    for name, word in (("samples", "default settings"), ("unguided samples", "unguided:")):
+        (told,) = [row[1:] for row in rows if len(row) == 5 and word in row[0]]
+        accuracy = measures[f"{name}, prompt accuracy"]
+        low, high = re.findall(r"([\d.]+)%", accuracy["note"].split("interval")[1])
+        others = [
+            measures[f"{name}, {what}"]["text"] for what in ("Fréchet distance", "diversity", "nearest training image")
+        ]
+        assert told == [f"{accuracy['text']} ({low} to {high})", *others]
+    (real,) = [row[1:] for row in rows if row[0] == "real test images"]
+    assert [real[0], real[3]] == [
+        measures[f"{name}"]["text"] for name in ("scorer, accuracy", "real images, nearest training image")
+    ]
+
+
+def test_the_losses_of_lesson_17_are_those_of_the_curves():
+    """Rows of a model, a step, a time, the loss, and that of another seed, the other end of the band."""
+    rows, model, seen = table_rows((ROOT / "lesson_17/README.md").read_text()), "", 0
+    for row in rows:
+        if len(row) == 6 and row[0] in ("", "CLIP", "prior", "decoder") and re.fullmatch(r"[\d,]+", row[1]):
+            model, step = row[0] or model, int(row[1].replace(",", ""))
+            expected = {int(one["step"]): one for one in read_numbers(ROOT / f"lesson_17/figures/{model.lower()}.csv")}
+            if step in expected:
+                one, told = expected[step], sorted(float(cell.split()[0]) for cell in row[3:5])
+                assert told == pytest.approx([one["loss_low"], one["loss_high"]], abs=6e-4), row
+                seen += 1
+    assert seen == 8
+
+
+@pytest.mark.parametrize("lesson", MOST_LINES)
+def test_a_lesson_is_short(lesson):
+    assert len((ROOT / lesson / "README.md").read_text().splitlines()) <= MOST_LINES[lesson]
 
 
 TRAININGS = {
@@ -188,12 +225,27 @@ def test_numbers_are_those_of_the_presets(lesson):
         assert [text.replace(",", "") for text in told] == [v.strip("()").replace(",", "") for v in values], name
 
 
+def test_the_trainings_of_lesson_17_are_those_of_the_small_preset():
+    """The table that has a column for each model."""
+    rows = {row[0]: row[1:] for row in table_rows((ROOT / "lesson_17/README.md").read_text()) if len(row) == 4}
+    fields_of = {
+        "steps": "num_training_steps",
+        "images in a step": "batch_size",
+        "highest learning rate": "learning_rate",
+        "decoupled weight decay, of matrices and convolutions": "weight_decay",
+    }
+    for i, kind in enumerate(("clip", "prior", "decoder")):
+        training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
+        for name, field in fields_of.items():
+            assert float(rows[name][i].replace(",", "")) == getattr(training, field), (kind, name)
+
+
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_failures_can_be_reproduced(name):
-    """The lines to break are in the code, and the pages give them, the commands, and the picture."""
+    """The lines to break are in the code, and the README gives them, the commands, and the picture."""
     failure = FAILURES[name]
     text = pages(ROOT / failure.lesson)
     assert f"figures/failure_{name}.png" in text
