@@ -54,7 +54,7 @@ def main() -> None:
             f"x_T to come back from; edit with a decoder that was trained without --decoder_image_size."
         )
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
-    if not args.prompts:
+    if not args.prompts and not args.image:
         args.prompts = DEFAULT_PROMPTS.get(source.dataset)
     args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
     say_what_is_cut(args.prompts, pipeline.read)
@@ -77,6 +77,12 @@ def parse_args():
         metavar="PROMPT",
         help="a test image of each is edited; interpolation, text_diff and inpaint take them two by two, from and to "
         "(default: eight of the digits' captions, or of those of the test images)",
+    )
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        metavar="FILE",
+        help="edit these pictures in the place of test images; they have to look like the training images",
     )
     parser.add_argument("--eta", type=bounded(float, 0, 1), default=1.0, help="how much fresh noise variations get")
     parser.add_argument(
@@ -111,12 +117,16 @@ def parse_args():
     args = parser.parse_args()
     if args.mode in PAIRS and len(args.prompts or ()) % 2:
         raise UserError(f"{args.mode} takes the prompts two by two, and there are {len(args.prompts)}.")
+    if args.image and args.mode == "interpolation" and len(args.image) % 2:
+        raise UserError(f"interpolation takes the images two by two, and there are {len(args.image)}.")
+    if args.image and args.mode in ("text_diff", "inpaint") and len(args.prompts or ()) != 2 * len(args.image):
+        raise UserError(f"{args.mode} with --image takes two --prompts for each image, from and to.")
     return args
 
 
 def variations(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
     """Section 3.1: the same z_i, and fresh noise on the way from x_T; without it, the image comes back."""
-    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, args.prompts, args), args.sampling_steps)
     rows = [x_0, decode(pipeline.decoder, z_i, x_T, args.sampling_steps)]
     for column in range(NUM_COLUMNS - 1):
         noise = SeededNoise([args.seed + column + NUM_COLUMNS * i for i in range(len(z_i))])
@@ -127,7 +137,7 @@ def variations(pipeline: Pipeline, train_set: CaptionedImages, test_set: Caption
 
 def interpolation(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
     """Section 3.2: z_i and x_T go from one image to another on the sphere, then z_i alone, then x_T alone."""
-    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, args.prompts, args), args.sampling_steps)
     cells, captions = [], []
     for i in range(0, len(x_0), 2):
         pair, (z_a, z_b), (x_a, x_b) = x_0[i : i + 2], z_i[i : i + 2, None], x_T[i : i + 2, None]
@@ -148,7 +158,7 @@ def interpolation(pipeline: Pipeline, train_set: CaptionedImages, test_set: Capt
 def text_diff(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
     """Section 3.3: z_i turned toward the direction from one caption to the other, the same x_T."""
     from_prompts, to_prompts = args.prompts[::2], args.prompts[1::2]
-    x_0, z_i, x_T = split(pipeline, choose_images(test_set, from_prompts, args.seed), args.sampling_steps)
+    x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, from_prompts, args), args.sampling_steps)
     rows, fractions = [x_0], torch.linspace(0, args.fraction, NUM_COLUMNS, device=x_0.device)
     z_d = text_difference(pipeline, from_prompts, to_prompts)
     for fraction in fractions:
@@ -160,7 +170,7 @@ def text_diff(pipeline: Pipeline, train_set: CaptionedImages, test_set: Captione
 def components(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
     """Section 4: z_i with only the first principal components of all embeddings left, with the image's x_T and a random
     one."""
-    x_0, z_i, x_T = split(pipeline, choose_images(test_set, args.prompts, args.seed), args.sampling_steps)
+    x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, args.prompts, args), args.sampling_steps)
     mean, directions = principal_components(pipeline.clip.encode_images(train_set))
     numbers = [number for number in NUM_COMPONENTS if number <= len(mean)]
     random_x_T = SeededNoise([args.seed + i for i in range(len(x_T))]).randn(x_T.shape).to(x_T)
@@ -178,7 +188,7 @@ def components(pipeline: Pipeline, train_set: CaptionedImages, test_set: Caption
 def inpainting(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
     """A box of an image drawn anew for another caption, several times."""
     from_prompts, to_prompts = args.prompts[::2], args.prompts[1::2]
-    x_0 = choose_images(test_set, from_prompts, args.seed).images()
+    x_0 = images_to_edit(test_set, from_prompts, args).images()
     known = outside(args.box, x_0)
     rows = [x_0, torch.where(known, x_0, 0.5)]
     for column in range(NUM_COLUMNS - 1):
@@ -194,6 +204,30 @@ EDITS = {
     "components": components,
     "inpaint": inpainting,
 }
+
+
+def images_to_edit(test_set: CaptionedImages, prompts: list[str], args) -> CaptionedImages:
+    """The pictures of --image, or else a test image for each prompt."""
+    if args.image:
+        return read_pictures(args.image, test_set)
+    return choose_images(test_set, prompts, args.seed)
+
+
+def read_pictures(files: list[str], like: CaptionedImages) -> CaptionedImages:
+    """Pictures, without captions, their middle squares resized to the size and the channels of the images `like`. Raises
+    UserError if a file is no picture."""
+    from PIL import Image, ImageOps
+
+    _, channels, size, _ = like.pixels.shape
+    pixels = []
+    for file in files:
+        try:
+            picture = Image.open(file).convert("L" if channels == 1 else "RGB")
+        except OSError as error:
+            raise UserError(f"{shortened(file)} cannot be read as a picture.") from error
+        flat = torch.frombuffer(bytearray(ImageOps.fit(picture, (size, size)).tobytes()), dtype=torch.uint8)
+        pixels.append(flat.view(size, size, channels).permute(2, 0, 1))
+    return CaptionedImages(torch.stack(pixels), [], torch.full((len(files), 1), -1, device=like.device))
 
 
 def choose_images(test_set: CaptionedImages, prompts: list[str], seed: int) -> CaptionedImages:

@@ -971,8 +971,15 @@ MISTAKES = [
         "edits",
         "lesson_17/edit_mnist.py",
         "--sampling_steps are those of the way there, too",
-        "choose_images(test_set, args.prompts, args.seed), args.sampling_steps)\n    rows = [x_0, decode(",
-        "choose_images(test_set, args.prompts, args.seed), 50)\n    rows = [x_0, decode(",
+        "images_to_edit(test_set, args.prompts, args), args.sampling_steps)\n    rows = [x_0, decode(",
+        "images_to_edit(test_set, args.prompts, args), 50)\n    rows = [x_0, decode(",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
+        "a picture of one's own is edited in the place of a test image",
+        "    if args.image:\n        return read_pictures(args.image, test_set)\n",
+        "",
     ),
     Mistake(
         "edits",

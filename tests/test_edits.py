@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scripts import ROOT, refused, script, succeeds
+from scripts import ROOT, read_image, refused, script, succeeds
 from torch.nn import functional as F
 
 from lesson_17 import edit_mnist
@@ -19,6 +19,7 @@ from lesson_17.edit_mnist import (
     invert,
     outside,
     principal_components,
+    read_pictures,
     repaint,
     slerp,
     split,
@@ -26,6 +27,7 @@ from lesson_17.edit_mnist import (
 )
 from lesson_17.pipeline import Pipeline
 from utils.cli import UserError
+from utils.plots import to_picture
 
 
 @pytest.fixture
@@ -310,3 +312,33 @@ def test_help_explains_each_mode_and_flag():
 
 def test_it_refuses_half_a_pair():
     refused(script("lesson_17/edit_mnist.py", "text_diff", "--pretrained", "mnist", "--prompts", "3"), "two by two")
+
+
+def test_a_picture_of_ones_own_takes_the_place_of_a_test_image(threes, tmp_path):
+    image = threes.images()[0]
+    wide = F.pad(
+        F.interpolate(image[None], scale_factor=3)[0], (30, 30)
+    )  # its middle is the digit, three times as large
+    to_picture(wide).convert("RGB").save(tmp_path / "mine.png")
+    read = read_pictures([tmp_path / "mine.png"], threes).images()
+    assert read.shape == (1, 1, 28, 28) and (read[0] - image).abs().mean() < 0.02
+    edit = ("--pretrained", "mnist", "--dataset", "mnist_5k", "--sampling_steps", 5, "--output_dir", tmp_path)
+    for mode, more in (("variations", ()), ("text_diff", ("--prompts", "3", "8"))):
+        succeeds("lesson_17/edit_mnist.py", mode, *edit, "--image", tmp_path / "mine.png", *more)
+        drawn = read_image(tmp_path / f"{mode}.png")
+        succeeds("lesson_17/edit_mnist.py", mode, *edit, *(more or ("--prompts", "3")))
+        assert not torch.equal(drawn, read_image(tmp_path / f"{mode}.png"))
+
+
+@pytest.mark.parametrize(
+    "mode, flags, problem",
+    [
+        ("text_diff", ("--image", "a.png"), "two --prompts for each image"),
+        ("inpaint", ("--image", "a.png", "--prompts", "3", "8", "4", "9"), "two --prompts for each image"),
+        ("interpolation", ("--image", "a.png", "b.png", "c.png"), "two by two"),
+        ("variations", ("--image", ROOT / "README.md"), "cannot be read as a picture"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(mode, flags, problem):
+    known = ("--pretrained", "mnist", "--dataset", "mnist_5k")
+    refused(script("lesson_17/edit_mnist.py", mode, *known, *flags), problem)

@@ -1,4 +1,4 @@
-"""What the READMEs say is so: links lead somewhere, commands parse, code and names and numbers are those of the code."""
+"""What the pages say is so: links lead somewhere, commands parse, code and names and numbers are those of the code."""
 
 import json
 import re
@@ -17,13 +17,17 @@ from lesson_17.diffusion_decoder import DECODER_PRESETS
 from lesson_17.diffusion_prior import PRIOR_PRESETS
 from lesson_17.diffusion_upsampler import UPSAMPLER_PRESETS
 from utils.cli import ArgumentParser
+from utils.tables import read_numbers
 
 READMES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "utils/README.md",
     *sorted(ROOT.glob("lesson_*/README.md")),
+    *sorted(ROOT.glob("lesson_*/measurements.md")),
+    *sorted(ROOT.glob("lesson_*/exercises.md")),
 ]
+MOST_LINES = {"lesson_17": 850}  # of a lesson's README.md; what was measured beyond it is in measurements.md
 LESSONS = sorted(ROOT.glob("lesson_*"))
 MODELS = {
     "dvae": DVAE_PRESETS,
@@ -33,6 +37,13 @@ MODELS = {
     "decoder": DECODER_PRESETS,
     "upsampler": UPSAMPLER_PRESETS,
 }
+
+
+def pages(lesson):
+    """The text of a lesson's README.md and measurements.md."""
+    return "\n".join(
+        (lesson / name).read_text() for name in ("README.md", "measurements.md") if (lesson / name).exists()
+    )
 
 
 def without_blocks(text):
@@ -85,7 +96,8 @@ def commands(readme):
 )
 def test_commands_parse(readme, command, monkeypatch):
     script, *arguments = shlex.split(command)
-    path = next(path for path in (readme.parent / script, ROOT / script) if path.exists())
+    path = next(path for path in (ROOT / script, readme.parent / script) if path.exists())
+    assert path == ROOT / script or readme.parent.name not in MOST_LINES, "All commands are run at the root."
     original = ArgumentParser.parse_args
 
     def parse(self, *args):
@@ -106,7 +118,7 @@ def code_lines(path):
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
 def test_code_blocks_are_the_code(lesson):
     files = [code_lines(path) for folder in (lesson, ROOT / "utils") for path in folder.glob("*.py")]
-    found = blocks((lesson / "README.md").read_text(), "python")
+    found = blocks(pages(lesson), "python")
     assert found
     for block in found:
         lines = [line.strip() for line in block.strip().splitlines()]
@@ -116,9 +128,9 @@ def test_code_blocks_are_the_code(lesson):
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
 def test_every_name_exists(lesson):
-    """Every `name()`, `Class.method` and `file.py` of a README, in the lesson or in utils."""
+    """Every `name()`, `Class.method` and `file.py` of the pages, in the lesson or in utils."""
     sources = [path.read_text() for folder in (lesson, ROOT / "utils") for path in folder.rglob("*.py")]
-    spans = set(re.findall(r"`([^`\n]+)`", without_blocks((lesson / "README.md").read_text())))
+    spans = set(re.findall(r"`([^`\n]+)`", without_blocks(pages(lesson))))
     for span in spans:
         if match := re.fullmatch(r"(?:(\w+)\.)?(\w+)\(\)", span):
             owner, name = match.groups()
@@ -131,7 +143,7 @@ def test_every_name_exists(lesson):
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
 def test_figures_are_shown_and_small(lesson):
-    text = (lesson / "README.md").read_text() + (ROOT / "README.md").read_text()
+    text = pages(lesson) + (ROOT / "README.md").read_text()
     figures = [path for path in (lesson / "figures").iterdir() if path.suffix in (".png", ".gif")]
     for path in figures:
         assert f"figures/{path.name}" in text, path
@@ -147,8 +159,46 @@ def table_rows(text):
 @pytest.mark.parametrize("lesson, report", [("lesson_08", "dall_e"), ("lesson_17", "dall_e_2")])
 def test_results_are_those_of_the_evaluation(lesson, report):
     measures = json.loads((ROOT / lesson / "figures" / f"{report}.json").read_text())["measures"]
-    told = {row[0]: row[1] for row in table_rows((ROOT / lesson / "README.md").read_text())}
-    assert {name: told.get(name) for name in measures} == {name: row["text"] for name, row in measures.items()}
+    rows = table_rows(pages(ROOT / lesson))
+    told = {name: {row[1] for row in rows if row[0] == name} for name in measures}
+    assert told == {name: {row["text"]} for name, row in measures.items()}
+
+
+def test_the_short_results_of_lesson_17_are_those_of_the_evaluation():
+    """Rows of samples by default, unguided samples and real images; and the losses, where the curves are drawn from."""
+    measures = json.loads((ROOT / "lesson_17/figures/dall_e_2.json").read_text())["measures"]
+    rows = table_rows((ROOT / "lesson_17/README.md").read_text())
+    for name, word in (("samples", "default settings"), ("unguided samples", "unguided:")):
+        (told,) = [row[1:] for row in rows if len(row) == 5 and word in row[0]]
+        accuracy = measures[f"{name}, prompt accuracy"]
+        low, high = re.findall(r"([\d.]+)%", accuracy["note"].split("interval")[1])
+        others = [
+            measures[f"{name}, {what}"]["text"] for what in ("Fréchet distance", "diversity", "nearest training image")
+        ]
+        assert told == [f"{accuracy['text']} ({low} to {high})", *others]
+    (real,) = [row[1:] for row in rows if row[0] == "real test images"]
+    assert [real[0], real[3]] == [
+        measures[f"{name}"]["text"] for name in ("scorer, accuracy", "real images, nearest training image")
+    ]
+
+
+def test_the_losses_of_lesson_17_are_those_of_the_curves():
+    """Rows of a model, a step, a time, the loss, and that of another seed, the other end of the band."""
+    rows, model, seen = table_rows((ROOT / "lesson_17/README.md").read_text()), "", 0
+    for row in rows:
+        if len(row) == 6 and row[0] in ("", "CLIP", "prior", "decoder") and re.fullmatch(r"[\d,]+", row[1]):
+            model, step = row[0] or model, int(row[1].replace(",", ""))
+            expected = {int(one["step"]): one for one in read_numbers(ROOT / f"lesson_17/figures/{model.lower()}.csv")}
+            if step in expected:
+                one, told = expected[step], sorted(float(cell.split()[0]) for cell in row[3:5])
+                assert told == pytest.approx([one["loss_low"], one["loss_high"]], abs=6e-4), row
+                seen += 1
+    assert seen == 8
+
+
+@pytest.mark.parametrize("lesson", MOST_LINES)
+def test_a_lesson_is_short(lesson):
+    assert len((ROOT / lesson / "README.md").read_text().splitlines()) <= MOST_LINES[lesson]
 
 
 TRAININGS = {
@@ -165,11 +215,7 @@ TRAININGS = {
 def test_numbers_are_those_of_the_presets(lesson):
     """Rows like | `dvae.codebook_size` | 8,192 | 256 | 256 | the reason |: the paper's, the small and the large preset."""
     trainings = {kind: runpy.run_path(str(ROOT / file))["TRAINING"] for kind, file in TRAININGS.items()}
-    rows = [
-        row
-        for row in table_rows((lesson / "README.md").read_text())
-        if re.fullmatch(r"`\w+\.(?!(?:py|ipynb)`)\w+`", row[0])
-    ]
+    rows = [row for row in table_rows(pages(lesson)) if re.fullmatch(r"`\w+\.(?!(?:py|ipynb)`)\w+`", row[0])]
     assert len(rows) > 10
     for name, *told in [row[:4] for row in rows]:
         kind, field = name.strip("`").split(".")
@@ -179,6 +225,21 @@ def test_numbers_are_those_of_the_presets(lesson):
         assert [text.replace(",", "") for text in told] == [v.strip("()").replace(",", "") for v in values], name
 
 
+def test_the_trainings_of_lesson_17_are_those_of_the_small_preset():
+    """The table that has a column for each model."""
+    rows = {row[0]: row[1:] for row in table_rows((ROOT / "lesson_17/README.md").read_text()) if len(row) == 4}
+    fields_of = {
+        "steps": "num_training_steps",
+        "images in a step": "batch_size",
+        "highest learning rate": "learning_rate",
+        "decoupled weight decay, of matrices and convolutions": "weight_decay",
+    }
+    for i, kind in enumerate(("clip", "prior", "decoder")):
+        training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
+        for name, field in fields_of.items():
+            assert float(rows[name][i].replace(",", "")) == getattr(training, field), (kind, name)
+
+
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
 
 
@@ -186,7 +247,7 @@ FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
 def test_failures_can_be_reproduced(name):
     """The lines to break are in the code, and the README gives them, the commands, and the picture."""
     failure = FAILURES[name]
-    text = (ROOT / failure.lesson / "README.md").read_text()
+    text = pages(ROOT / failure.lesson)
     assert f"figures/failure_{name}.png" in text
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
     assert all(command in spans for command in failure.commands)
