@@ -40,7 +40,9 @@ MODELS = {
 
 def pages(lesson):
     """The text of a lesson's README.md and measurements.md."""
-    return "\n".join((lesson / name).read_text() for name in ("README.md", "measurements.md") if (lesson / name).exists())
+    return "\n".join(
+        (lesson / name).read_text() for name in ("README.md", "measurements.md") if (lesson / name).exists()
+    )
 
 
 def without_blocks(text):
@@ -155,8 +157,25 @@ def table_rows(text):
 @pytest.mark.parametrize("lesson, report", [("lesson_08", "dall_e"), ("lesson_17", "dall_e_2")])
 def test_results_are_those_of_the_evaluation(lesson, report):
     measures = json.loads((ROOT / lesson / "figures" / f"{report}.json").read_text())["measures"]
-    told = {row[0]: row[1] for row in table_rows(pages(ROOT / lesson))}
-    assert {name: told.get(name) for name in measures} == {name: row["text"] for name, row in measures.items()}
+    rows = table_rows(pages(ROOT / lesson))
+    told = {name: {row[1] for row in rows if row[0] == name} for name in measures}
+    assert told == {name: {row["text"]} for name, row in measures.items()}
+
+
+def test_the_short_results_of_lesson_8_are_those_of_the_evaluation():
+    """Rows of samples by default, plain samples and real images."""
+    measures = json.loads((ROOT / "lesson_08/figures/dall_e.json").read_text())["measures"]
+    columns = {"accuracy": "prompt accuracy", "Fréchet": "Fréchet distance", "nearest": "nearest training image"}
+    rows = table_rows((ROOT / "lesson_08/README.md").read_text())
+    real = {**measures, "real images, prompt accuracy": measures["scorer, accuracy"]}
+    for word, measure in columns.items():
+        (told,) = [row[1:] for row in rows if len(row) == 4 and word in row[0]]
+        assert told == [real[f"{what}, {measure}"]["text"] for what in ("samples", "plain samples", "real images")]
+
+
+@pytest.mark.parametrize("lesson", MOST_LINES)
+def test_a_lesson_is_short(lesson):
+    assert len((ROOT / lesson / "README.md").read_text().splitlines()) <= MOST_LINES[lesson]
 
 
 TRAININGS = {
@@ -173,11 +192,7 @@ TRAININGS = {
 def test_numbers_are_those_of_the_presets(lesson):
     """Rows like | `dvae.codebook_size` | 8,192 | 256 | 256 | the reason |: the paper's, the small and the large preset."""
     trainings = {kind: runpy.run_path(str(ROOT / file))["TRAINING"] for kind, file in TRAININGS.items()}
-    rows = [
-        row
-        for row in table_rows(pages(lesson))
-        if re.fullmatch(r"`\w+\.(?!(?:py|ipynb)`)\w+`", row[0])
-    ]
+    rows = [row for row in table_rows(pages(lesson)) if re.fullmatch(r"`\w+\.(?!(?:py|ipynb)`)\w+`", row[0])]
     assert len(rows) > 10
     for name, *told in [row[:4] for row in rows]:
         kind, field = name.strip("`").split(".")
@@ -187,6 +202,15 @@ def test_numbers_are_those_of_the_presets(lesson):
         assert [text.replace(",", "") for text in told] == [v.strip("()").replace(",", "") for v in values], name
 
 
+def test_the_trainings_of_lesson_8_are_those_of_the_small_preset():
+    """The table that has a row for each model and a column for each flag."""
+    header, _, *rows = (row for row in table_rows((ROOT / "lesson_08/README.md").read_text()) if len(row) == 7)
+    names = [name.strip("`") for name in header[1:]]
+    for (model, *told), kind in zip(rows, ("dvae", "dall_e"), strict=True):
+        training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
+        assert [text.replace(",", "") for text in told] == [str(getattr(training, name)) for name in names], model
+
+
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
 
 
@@ -194,7 +218,7 @@ FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
 def test_failures_can_be_reproduced(name):
     """The lines to break are in the code, and the README gives them, the commands, and the picture."""
     failure = FAILURES[name]
-    text = (ROOT / failure.lesson / "README.md").read_text()
+    text = pages(ROOT / failure.lesson)
     assert f"figures/failure_{name}.png" in text
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
     assert all(command in spans for command in failure.commands)
