@@ -27,7 +27,10 @@ READMES = [
     *sorted(ROOT.glob("lesson_*/measurements.md")),
     *sorted(ROOT.glob("lesson_*/exercises.md")),
 ]
-MOST_LINES = {"lesson_17": 850}  # of a lesson's README.md; what was measured beyond it is in measurements.md
+MOST_LINES = {
+    "lesson_08": 480,
+    "lesson_17": 850,
+}  # of a lesson's README.md; measurements.md has what was measured beyond it
 LESSONS = sorted(ROOT.glob("lesson_*"))
 MODELS = {
     "dvae": DVAE_PRESETS,
@@ -196,6 +199,17 @@ def test_the_losses_of_lesson_17_are_those_of_the_curves():
     assert seen == 8
 
 
+def test_the_short_results_of_lesson_8_are_those_of_the_evaluation():
+    """Rows of samples by default, plain samples and real images."""
+    measures = json.loads((ROOT / "lesson_08/figures/dall_e.json").read_text())["measures"]
+    columns = {"accuracy": "prompt accuracy", "Fréchet": "Fréchet distance", "nearest": "nearest training image"}
+    rows = table_rows((ROOT / "lesson_08/README.md").read_text())
+    real = {**measures, "real images, prompt accuracy": measures["scorer, accuracy"]}
+    for word, measure in columns.items():
+        (told,) = [row[1:] for row in rows if len(row) == 4 and word in row[0]]
+        assert told == [real[f"{what}, {measure}"]["text"] for what in ("samples", "plain samples", "real images")]
+
+
 @pytest.mark.parametrize("lesson", MOST_LINES)
 def test_a_lesson_is_short(lesson):
     assert len((ROOT / lesson / "README.md").read_text().splitlines()) <= MOST_LINES[lesson]
@@ -238,6 +252,15 @@ def test_the_trainings_of_lesson_17_are_those_of_the_small_preset():
         training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
         for name, field in fields_of.items():
             assert float(rows[name][i].replace(",", "")) == getattr(training, field), (kind, name)
+
+
+def test_the_trainings_of_lesson_8_are_those_of_the_small_preset():
+    """The table that has a row for each model and a column for each flag."""
+    header, _, *rows = (row for row in table_rows((ROOT / "lesson_08/README.md").read_text()) if len(row) == 7)
+    names = [name.strip("`") for name in header[1:]]
+    for (model, *told), kind in zip(rows, ("dvae", "dall_e"), strict=True):
+        training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
+        assert [text.replace(",", "") for text in told] == [str(getattr(training, name)) for name in names], model
 
 
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
