@@ -217,14 +217,14 @@ class DallE(nn.Module):
         x = self.embed_token(self.text_ids(text_tokens)) + self.embed_text_position.weight
         return torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
 
-    def embed_image(self, image_tokens: Tensor, first: int = 0) -> Tensor:
-        """Image tokens (B, n) as inputs (B, n, D), the first of them at index `first` of the grid."""
-        index = torch.arange(first, first + image_tokens.shape[1], device=image_tokens.device)
+    def embed_image(self, image_tokens: Tensor, place: int = 0) -> Tensor:
+        """Image tokens (B, n) as inputs (B, n, D), the first of them at the index `place` of the grid."""
+        index = torch.arange(place, place + image_tokens.shape[1], device=image_tokens.device)
         row, column = index // self.config.grid_size, index % self.config.grid_size
         return self.embed_token(self.num_text_ids + image_tokens) + self.embed_row(row) + self.embed_column(column)
 
     def transformer(self, x: Tensor, caches: list[KeyValueCache] | None = None, first: int = 0) -> Tensor:
-        """Inputs (B, s, D) at positions `first` ... `first` + s to features of the same shape."""
+        """Inputs (B, s, D) at the positions `first` ... `first` + s - 1 of the sequence to features of the same shape."""
         if torch.is_autocast_enabled(x.device.type):  # the residual stream too: a tenth faster on a CPU
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.dropout(x)
@@ -268,7 +268,7 @@ class DallE(nn.Module):
                 logits = unconditional + guidance_scale * (conditional - unconditional)
             token = sample_token(logits, temperature, top_k, top_p, u[:, index])[:, None]
             first += x.shape[1]
-            x = self.embed_image(token.repeat(1 + guided, 1), first=index)
+            x = self.embed_image(token.repeat(1 + guided, 1), place=index)
             image_tokens = torch.cat([image_tokens, token], dim=1)
         return image_tokens
 

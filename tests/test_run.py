@@ -184,6 +184,17 @@ def test_a_run_is_not_gone_on_with_otherwise(said, tmp_path):
     assert before == ((tmp_path / "line-12.pt").read_bytes(), (tmp_path / "metrics.csv").read_text())
 
 
+def test_a_field_that_is_new_in_the_config_had_its_default(tmp_path):
+    fit_line(tmp_path)
+    path = tmp_path / "line-12.pt"
+    checkpoint = torch.load(path)
+    del checkpoint["config"]["slope"]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="slope was '2' and is '3'"):
+        fit_line(tmp_path, resume=True, total=14, slope=3)
+    fit_line(tmp_path, resume=True, total=14)
+
+
 def test_what_is_finished_is_not_gone_on_with_and_other_optimizers_neither(tmp_path):
     fit_line(tmp_path)
     with pytest.raises(UserError, match="at step 12 already"):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -114,8 +115,11 @@ def move_aside(folder: Path, name: str) -> None:
         say(f"What an earlier run wrote is now in {aside}; with --resume this one would have gone on from it.")
 
 
-def differences(checkpoint: dict, identity: dict) -> list[str]:
-    """How the training of a checkpoint differs from another one's identity, a phrase each."""
+def differences(checkpoint: dict, identity: dict, config_class: type) -> list[str]:
+    """How the training of a checkpoint differs from another one's identity, a phrase each. A field that its config does not
+    have yet had what is the default now."""
+    defaults = {f.name: f.default for f in fields(config_class)}
+    checkpoint = {**checkpoint, "config": {**defaults, **checkpoint["config"]}}
 
     def facts(of: dict) -> dict:
         facts = {**of["config"], "number of images": of["num_images"], "tokenizer": of["tokenizer"]}

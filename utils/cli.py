@@ -124,7 +124,11 @@ class TrainingParser(ArgumentParser):
             if len(set(defaults.values())) == 1:
                 shown = next(iter(defaults.values()))
             meaning = metadata.get("help", f"of the model: see {config_name}")
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": metadata.get("choices")}
+            how = (
+                {"action": argparse.BooleanOptionalAction}
+                if kind is bool
+                else {"type": kind, "choices": metadata.get("choices")}
+            )
             self.add_argument(f"--{name}", default=None, help=f"{meaning} (default: {shown})", **how)
 
     def configs(self, args) -> dict[str, list]:

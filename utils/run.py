@@ -163,7 +163,7 @@ class Run:
         if path != self.folder / f"{self.name}-{self.training.num_training_steps}.pt":
             return False
         checkpoint = checkpoints.load_checkpoint(path, self.name)
-        other = checkpoints.differences(checkpoint, self.identity())
+        other = checkpoints.differences(checkpoint, self.identity(), type(self.model.config))
         seed = checkpoint["training"]["seed"]
         say(
             f"{path} was trained otherwise: {other[0]}." if other else f"{path} is trained already, with --seed {seed}."
@@ -176,7 +176,7 @@ class Run:
         if path is None:
             return say(f"{self.folder} has no {self.name} checkpoint to resume from, so training starts at step 0.")
         checkpoint = checkpoints.load_checkpoint(path, self.name)
-        if other := checkpoints.differences(checkpoint, self.identity()):
+        if other := checkpoints.differences(checkpoint, self.identity(), type(self.model.config)):
             raise UserError(f"{path} was trained otherwise: {other[0]}. Resume with the flags it was begun with.")
         self.step, self.held_out = checkpoint["step"], checkpoint["held_out"]
         if self.step >= self.training.num_training_steps:
