@@ -121,7 +121,7 @@ def test_cached_logits_equal_uncached_ones(num_layers):
     for place in range(16):
         logits.append(model.to_image_logits(model.transformer(x, caches, first)[:, -1]))
         first += x.shape[1]
-        x = model.embed_image(image[:, place : place + 1], first=place)
+        x = model.embed_image(image[:, place : place + 1], place=place)
     torch.testing.assert_close(torch.stack(logits, dim=1), expected, rtol=1e-4, atol=1e-5)
 
 
