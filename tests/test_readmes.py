@@ -126,7 +126,9 @@ def test_code_blocks_are_the_code(lesson):
     for block in found:
         lines = [line.strip() for line in block.strip().splitlines()]
         starts = [(file, i) for file in files for i, line in enumerate(file) if line == lines[0]]
-        assert any(file[i : i + len(lines)] == lines for file, i in starts), block
+        assert any(file[i : i + len(lines)] == lines for file, i in starts), (
+            f"{lesson.name}'s pages show what is no code:\n{block}"
+        )
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)

@@ -145,6 +145,7 @@ def restore(checkpoint: dict, model: nn.Module, averaged: nn.Module | None, opti
 def load_checkpoint(path: Path, name: str | None = None) -> dict:
     """The checkpoint of the model `name`, or any for None: CONTENTS, on the CPU; no code in the file is run. Raises
     UserError if the file is broken or holds something else."""
+    path = Path(path)
     try:
         exported = path.suffix == ".safetensors"
         checkpoint = read_exported(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
