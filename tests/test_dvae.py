@@ -50,10 +50,11 @@ def test_kl_does_not_change_when_the_batch_is_duplicated(model):
     torch.testing.assert_close(once["kl"], twice["kl"])
 
 
-def test_loss_is_the_papers_sum_over_positions_and_pixels(model):
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0, 3.0])
+def test_loss_is_the_papers_sum_over_positions_and_pixels(model, kl_weight):
     images = torch.rand(4, 1, 28, 28)
-    loss, parts = model(images, 1.0, 1.0)
-    sums = parts["nll"] * 784 + model.config.beta * parts["kl"] * 49
+    loss, parts = model(images, 1.0, kl_weight)
+    sums = parts["nll"] * 784 + kl_weight * model.config.beta * parts["kl"] * 49
     torch.testing.assert_close(loss, sums / 784)
 
 
