@@ -52,6 +52,7 @@ QUICK = [f"tests/test_{name}.py" for name in "bpe dvae dall_e clip diffusion unc
 OF_THE_HOUSE = [
     "tests/test_readmes.py",
     "tests/test_exercises_17.py",
+    "tests/test_exercises_08.py",
     "tests/test_rooms.py",
     "tests/mistakes.py",
     "tests/test_mistakes.py",
