@@ -55,8 +55,10 @@ def main() -> None:
         )
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
     if not args.prompts:
-        args.prompts = DEFAULT_PROMPTS.get(source.dataset)
-    args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
+        args.prompts = DEFAULT_PROMPTS.get(source.dataset) or sample_captions(test_set, NUM_COLUMNS)
+        if args.mode in PAIRS:
+            args.prompts = args.prompts[: len(args.prompts) // 2 * 2]
+    args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts)
     cells, captions = EDITS[args.mode](pipeline, train_set, test_set, args)  # (R, K, C, H, H), R rows of K
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"{args.mode}.png"
@@ -236,7 +238,11 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
 
 def text_difference(pipeline: Pipeline, from_prompts: list[str], to_prompts: list[str]) -> Tensor:
-    """The normalized difference z_d of the embeddings of captions, B each: (B, E)."""
+    """The normalized difference z_d of the embeddings of captions, B each: (B, E). Raises UserError if a caption is to
+    become itself, which has no direction."""
+    for prompt, to_prompt in zip(from_prompts, to_prompts):
+        if prompt == to_prompt:
+            raise UserError(f"From {shortened(prompt)} to the same caption there is no difference; give two captions.")
     (z_from, _), (z_to, _) = (
         pipeline.clip.encode_prompts(texts, pipeline.device) for texts in (from_prompts, to_prompts)
     )

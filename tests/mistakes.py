@@ -783,6 +783,20 @@ MISTAKES = [
     Mistake(
         "edits",
         "lesson_17/edit_mnist.py",
+        "default prompts of an odd number of captions make pairs",
+        "args.prompts = args.prompts[: len(args.prompts) // 2 * 2]",
+        "pass",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
+        "a caption is not turned toward itself",
+        "if prompt == to_prompt:",
+        "if False:",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
         "the arc goes from the first to the second",
         "(torch.sin((1 - fraction) * angle) * a + torch.sin(fraction * angle) * b)",
         "(torch.sin((1 - fraction) * angle) * b + torch.sin(fraction * angle) * a)",
