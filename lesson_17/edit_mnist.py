@@ -54,9 +54,12 @@ def main() -> None:
             f"x_T to come back from; edit with a decoder that was trained without --decoder_image_size."
         )
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
-    if not args.prompts and not args.image:
-        args.prompts = DEFAULT_PROMPTS.get(source.dataset)
-    args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts or sample_captions(test_set, NUM_COLUMNS))
+    if not args.prompts:
+        usual = None if args.image else DEFAULT_PROMPTS.get(source.dataset)
+        args.prompts = usual or sample_captions(test_set, NUM_COLUMNS)
+        if args.mode in PAIRS:
+            args.prompts = args.prompts[: len(args.prompts) // 2 * 2]
+    args.prompts = Prompts.of_checkpoint(pipeline.data).check(args.prompts)
     say_what_is_cut(args.prompts, pipeline.read)
     cells, captions = EDITS[args.mode](pipeline, train_set, test_set, args)  # (R, K, C, H, H), R rows of K
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -271,7 +274,11 @@ def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
 
 
 def text_difference(pipeline: Pipeline, from_prompts: list[str], to_prompts: list[str]) -> Tensor:
-    """The normalized difference z_d of the embeddings of captions, B each: (B, E)."""
+    """The normalized difference z_d of the embeddings of captions, B each: (B, E). Raises UserError if a caption is to
+    become itself, which has no direction."""
+    for prompt, to_prompt in zip(from_prompts, to_prompts):
+        if prompt == to_prompt:
+            raise UserError(f"From {shortened(prompt)} to the same caption there is no difference; give two captions.")
     (z_from, _), (z_to, _) = (
         pipeline.clip.encode_prompts(texts, pipeline.device) for texts in (from_prompts, to_prompts)
     )

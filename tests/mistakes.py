@@ -42,6 +42,7 @@ AREAS = {  # the tests that would have to notice, the quick ones first
     "data": ["test_data.py", "test_colored_mnist.py", "test_folders.py"],
     "command lines": ["test_scripts_08.py", "test_scripts_17.py", "test_bad_input.py", "test_change.py"],
     "processes": ["test_processes.py"],
+    "playgrounds": ["test_playground.py"],
     "rooms": ["test_board.py", "test_export.py", "test_gif.py", "test_pretrained_clip.py", "test_pretrained.py"],
 }
 
@@ -819,6 +820,41 @@ MISTAKES = [
         "captions are of distinct numbers",
         "places.setdefault(text, len(places))",
         "places.setdefault(text.lower(), len(places))",
+    ),
+    Mistake(
+        "playgrounds",
+        "utils/playground.py",
+        "a proxy does not keep the page from being served",
+        '("_proxy", "_num_ports")',
+        '("_num_ports",)',
+    ),
+    Mistake(
+        "playgrounds",
+        "utils/playground.py",
+        "what loads data from elsewhere keeps its proxy",
+        "os.environ.update(before)",
+        "pass",
+    ),
+    Mistake(
+        "playgrounds",
+        "utils/playground.py",
+        "pictures are kept in a folder of their own",
+        ', "GRADIO_TEMP_DIR": FILES.name',
+        "",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
+        "default prompts of an odd number of captions make pairs",
+        "args.prompts = args.prompts[: len(args.prompts) // 2 * 2]",
+        "pass",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
+        "a caption is not turned toward itself",
+        "if prompt == to_prompt:",
+        "if False:",
     ),
     Mistake(
         "edits",

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from scripts import ROOT, read_image, refused, script, succeeds
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from lesson_17.edit_mnist import (
 )
 from lesson_17.pipeline import Pipeline
 from utils.cli import UserError
+from utils.datasets.mnist import DIGIT_WORDS
 from utils.plots import to_picture
 
 
@@ -342,3 +344,21 @@ def test_a_picture_of_ones_own_takes_the_place_of_a_test_image(threes, tmp_path)
 def test_pictures_that_do_not_fit_are_refused(mode, flags, problem):
     known = ("--pretrained", "mnist", "--dataset", "mnist_5k")
     refused(script("lesson_17/edit_mnist.py", mode, *known, *flags), problem)
+
+
+@pytest.mark.parametrize("mode, number", [("interpolation", 5), ("text_diff", 7), ("inpaint", 5)])
+def test_images_with_an_odd_number_of_captions_are_edited_in_pairs(mode, number, tmp_path):
+    pytest.importorskip("utils.datasets.own_images", reason="no folders here")
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for digit in DIGIT_WORDS[:number]:
+            Image.new("L", (28, 28), 100).save(tmp_path / part / f"{digit}.png")
+            (tmp_path / part / f"{digit}.txt").write_text(digit)
+    data = ("--dataset", tmp_path, "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "out")
+    succeeds("lesson_17/edit_mnist.py", mode, "--pretrained", "mnist", *data, "--sampling_steps", 5)
+    assert (tmp_path / f"out/{mode}.png").exists()
+
+
+def test_a_difference_needs_two_captions():
+    two = ("text_diff", "--pretrained", "mnist", "--dataset", "mnist_5k", "--prompts", "3", "3")
+    refused(script("lesson_17/edit_mnist.py", *two), "give two captions")

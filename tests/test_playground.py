@@ -20,6 +20,7 @@ for needed in ("gradio", "lesson_17.edit_mnist", "utils.scoring", "utils.dataset
 from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline
 from lesson_08.playground import SLIDERS, Playground
 from utils.cli import UserError
+from utils.playground import gr, serve
 from utils.scoring import load_scorer
 
 PICTURES = "The pictures"
@@ -154,6 +155,28 @@ def test_without_gradio_it_says_what_to_install(lesson):
     hide = f"import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('{lesson}/playground.py', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=ROOT)
     refused(result, "pip install -r requirements-playground.txt")
+
+
+def test_settings_of_proxies_and_of_other_pages_do_not_matter(tmp_path):
+    (tmp_path / "gradio").write_text("Where Gradio would keep pictures, no folder can be made.")
+    nowhere = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "odd://x"}
+    others = {"GRADIO_SERVER_PORT": "auto", "GRADIO_SERVER_NAME": "nowhere", "GRADIO_NUM_PORTS": "many"}
+    here = {name: value for name, value in os.environ.items() if name.lower() not in ("no_proxy", "gradio_temp_dir")}
+    code = f"""if True:
+        import os
+        from utils.playground import PICTURE, gr, serve
+        from PIL import Image
+        with gr.Blocks() as page:
+            shown = gr.Image(**PICTURE)
+        serve(page)
+        print(shown.postprocess(Image.new("L", (8, 8))).path)
+        assert os.environ.items() >= {nowhere | others}.items()  # what loads data from elsewhere may need them
+    """
+    environment = {**here, **nowhere, **others, "TMPDIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "The page is at http://127.0.0.1:" in result.stdout and str(tmp_path) in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["gradio"]  # a visitor's pictures are not kept
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +336,12 @@ def test_a_port_that_is_taken(dall_e_page):
     command = [sys.executable, ROOT / "lesson_08/playground.py", "--pretrained", "mnist", "--port", port]
     result = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE)
     assert result.returncode == 2 and "choose another --port" in result.stderr
+
+
+def test_where_no_port_is_free_it_says_so(monkeypatch):
+    def launch(self, **options):
+        raise OSError("Cannot find empty port")
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    with gr.Blocks() as page, pytest.raises(UserError, match="any port from 7860"):
+        serve(page)

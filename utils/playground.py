@@ -6,6 +6,7 @@ import contextlib
 import html
 import os
 import sys
+import tempfile
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,9 +16,27 @@ from utils.cli import ArgumentParser, UserError, bounded
 from utils.plots import to_picture
 from utils.prompts import Prompts
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+FILES = tempfile.TemporaryDirectory(prefix="playground-")  # Gradio's own place may be another user's
+os.environ.update({"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": FILES.name})
+
+
+@contextlib.contextmanager
+def settings_hidden():
+    """Hides from Gradio the environment's proxies, by which it would ask this very machine for the page, and ports that
+    are meant for other pages, some of which it could not read."""
+    before = dict(os.environ)
+    for name in before:
+        if name.lower().endswith(("_proxy", "_num_ports")) or name.startswith("GRADIO_SERVER_"):
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
 try:
-    import gradio as gr
+    with settings_hidden():
+        import gradio as gr
 except ModuleNotFoundError:
     print("The playground needs gradio: pip install -r requirements-playground.txt, at the root.", file=sys.stderr)
     sys.exit(2)
@@ -54,14 +73,16 @@ def add_page_flags(parser: ArgumentParser) -> None:
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False) -> gr.Blocks:
     """Show a page, on this machine only unless `share`; a notebook shows it below the cell. Returns it, for a script to
-    wait with block_thread() until Ctrl-C. Raises UserError if the port is taken."""
+    wait with block_thread() until Ctrl-C. Raises UserError if the port is taken, or none is free."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
     options = {"server_name": "127.0.0.1", "server_port": port, "share": share, "ssr_mode": False}
     looks = {"theme": gr.themes.Default(**fonts), "css": CSS, "footer_links": [], "run_history": False}
     try:
-        _, here, shared = page.queue(max_size=20).launch(prevent_thread_lock=True, quiet=True, **options, **looks)
+        with settings_hidden():
+            _, here, shared = page.queue(max_size=20).launch(prevent_thread_lock=True, quiet=True, **options, **looks)
     except OSError as error:
-        raise UserError(f"The page cannot be served at port {port}; choose another --port.") from error
+        where = f"port {port}" if port else "any port from 7860"
+        raise UserError(f"The page cannot be served at {where}; choose another --port.") from error
     print(f"The page is at {shared or here}", flush=True)
     return page
 
