@@ -64,9 +64,8 @@ class Run:
             self.load()
         elif self.is_main:
             checkpoints.move_aside(self.folder, self.name)
-        if self.is_main:
-            tables.drop_rows_after(self.folder / "metrics.csv", self.step)
-            tables.drop_rows_after(self.folder / "held_out_metrics.csv", self.step)
+        for log in self.folder.glob("*metrics.csv") if self.is_main else ():
+            tables.drop_rows_after(log, self.step)
         t, start, end = self.training, self.step, self.training.num_training_steps
         size = f"{sum(p.numel() for p in self.model.parameters()):,} parameters, mixed precision {t.mixed_precision}"
         say(f"Training {self.name} in {self.folder}: {size}, {t.batch_size} images a step on {parts} x {self.device}")
@@ -164,10 +163,8 @@ class Run:
             return False
         checkpoint = checkpoints.load_checkpoint(path, self.name)
         other = checkpoints.differences(checkpoint, self.identity(), type(self.model.config))
-        seed = checkpoint["training"]["seed"]
-        say(
-            f"{path} was trained otherwise: {other[0]}." if other else f"{path} is trained already, with --seed {seed}."
-        )
+        already = f"is trained already, with --seed {checkpoint['training']['seed']}"
+        say(f"{path} {f'was trained otherwise: {other[0]}' if other else already}.")
         return not other
 
     def load(self) -> None:
