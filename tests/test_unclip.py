@@ -68,6 +68,15 @@ def test_the_priors_positions_see_none_that_come_after_them():
         assert not differs[:, :position].any() and differs[:, position:].all()
 
 
+def test_the_prior_answers_where_its_query_stands():
+    prior, x_t, t = randomized(DiffusionPrior(PRIOR)), torch.randn(4, 8), torch.tensor([1, 50, 500, 1000])
+    given = conditions()
+    before = prior(x_t, t, *given)
+    with torch.no_grad():
+        prior.query.add_(torch.randn_like(prior.query))
+    assert (prior(x_t, t, *given) - before).abs().min() > 0
+
+
 def test_the_prior_without_its_caption_is_the_one_that_training_dropped_to():
     prior = randomized(DiffusionPrior(PriorConfig(**{**vars(PRIOR), "caption_dropout": 1.0})))
     x_t, t = torch.randn(4, 8), torch.full((4,), 300)
