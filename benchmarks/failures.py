@@ -145,10 +145,10 @@ def break_and_run(failure: Failure, root: Path, args) -> Path:
             shutil.copy2(newest, root / "output" / kind)
     for file, line, broken in failure.changes:
         path = root / failure.lesson / file
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if text.count(line) != 1:
             raise UserError(f"{file} does not have the line {line!r} once.")
-        path.write_text(text.replace(line, broken))
+        path.write_text(text.replace(line, broken), encoding="utf-8")
     data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
     for command in failure.commands:
         _, script, *flags = shlex.split(command)
