@@ -55,6 +55,16 @@ def test_without_merges_a_caption_is_its_bytes(tokenizer):
     assert len(tokenizer.ids("é", dropout=1.0, rng=random.Random(0))) == 3  # a blank and two bytes
 
 
+def test_one_letter_in_two_spellings_is_one(tokenizer):
+    assert tokenizer.ids("caf\u00e9") == tokenizer.ids("cafe\u0301") != tokenizer.ids("cafe")
+
+
+def test_t_is_what_captions_need_when_dropout_cuts_them(tokenizer):
+    plain = max(len(tokenizer.ids(caption)) for caption in DIGIT_CAPTIONS)
+    table = CaptionTable(tokenizer, DIGIT_CAPTIONS, None, "cpu")
+    assert plain < table.text_seq_len == (table.table != PAD_ID).sum(dim=-1).max()
+
+
 def test_words_without_end_take_no_time_without_end():
     """Their length squared would be minutes; cut into pieces it is less than a second."""
     started = time.process_time()

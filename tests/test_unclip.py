@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lesson_17.diffusion_decoder import DECODER_PRESETS, Decoder, DecoderConfig, decode_image_embed, from_x_0, to_x_0
 from lesson_17.diffusion_prior import PRIOR_PRESETS, DiffusionPrior, PriorConfig, draw_image_embed
-from lesson_17.unet import Attention
+from lesson_17.unet import Attention, ResBlock
 
 CLIP_SIZES = {"clip_embed_dim": 8, "clip_text_width": 12, "clip_text_seq_len": 3}
 PRIOR = PriorConfig(**CLIP_SIZES, dim=32, num_layers=2)
@@ -178,6 +178,17 @@ def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
         torch.testing.assert_close(F.normalize(read, dim=-1), image_embed)
         torch.testing.assert_close(read.square().mean(dim=-1), torch.ones(2))
     assert len(seen) == 2
+
+
+def test_the_time_embedding_scales_and_shifts_what_is_normalized():
+    block, x = ResBlock(4, 4, dim=8), torch.randn(2, 4, 5, 5)
+    torch.nn.init.normal_(block.conv_2.weight)
+    torch.nn.init.zeros_(block.to_scale_and_shift.weight)
+    scale, shift = torch.tensor([0.5, -1, 2, 0]), torch.tensor([0, 1, -0.5, 3])
+    block.to_scale_and_shift.bias.data = torch.cat([scale, shift])
+    h = F.group_norm(block.conv_1(F.silu(F.group_norm(x, 1))), 1)
+    h = F.silu(h * (1 + scale.view(4, 1, 1)) + shift.view(4, 1, 1))
+    torch.testing.assert_close(block(x, torch.randn(2, 8)), x + F.conv2d(h, block.conv_2.weight, padding=1))
 
 
 def test_attention_to_positions_and_context_is_the_function_that_torch_computes():
