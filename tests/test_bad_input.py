@@ -9,6 +9,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lesson_08.dall_e import DallE, DallEConfig
 from lesson_08.dvae import DiscreteVAE, DVAEConfig
 from lesson_17.clip import CLIP, CLIPConfig
 from utils.checkpoints import CONTENTS, find_checkpoint, load_checkpoint, load_model, save_checkpoint
-from utils.cli import ArgumentParser, UserError, bounded
+from utils.cli import ArgumentParser, UserError, bounded, start
 from utils.data import DataSource
 from utils.datasets import load_images
 from utils.datasets.mnist import DIGIT_CAPTIONS
@@ -230,6 +231,30 @@ def test_a_console_of_few_letters_ends_nothing(tmp_path, encoding):
     code = "from utils.cli import start; start(lambda: print('DALL\\u00b7E', '\\u4e03', '\\ud83d', '\\u00e9'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0 and done.stdout.startswith(b"DALL"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, answer",
+    [
+        (
+            RuntimeError("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx"),
+            "--compile needs a C++ compiler",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "does not fit into",
+        ),
+        (MemoryError(), "does not fit into the memory"),
+        (FileNotFoundError(2, "No such file", "x.png"), "x.png cannot be read or written: No such file"),
+        (UserError("so it is"), "so it is"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(capsys, error, answer):
+    with pytest.raises(SystemExit) as stop:
+        start(mock.Mock(side_effect=error))
+    assert stop.value.code == 2 and answer in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another"):
+        start(mock.Mock(side_effect=RuntimeError("another, of a compiler perhaps")))
 
 
 @pytest.mark.parametrize("lesson", ["lesson_08", "lesson_17"])

@@ -33,7 +33,7 @@ def start(main) -> None:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         message = "That does not fit into the memory; choose smaller sizes, or a smaller --batch_size."
-        if "compiler" in str(error):
+        if re.search("(no working|failed to find).* compiler", str(error), re.IGNORECASE):
             message = "--compile needs a C++ compiler, and there is none that works; leave it out, or install one."
         elif isinstance(error, RuntimeError) and "tried to allocate" not in str(error).lower():
             raise
