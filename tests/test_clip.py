@@ -11,8 +11,8 @@ from transformers import CLIPModel
 
 from lesson_17 import frozen_clip
 from lesson_17.clip import CLIP, CLIP_PRESETS, CLIPConfig, contrastive_loss, valid_pairs
-from lesson_17.frozen_clip import FrozenCLIP
-from utils.bpe import Tokenizer
+from lesson_17.frozen_clip import FrozenCLIP, tokenize
+from utils.bpe import PAD_ID, Tokenizer
 
 CONFIG = CLIPConfig(
     image_size=32,
@@ -229,3 +229,10 @@ def test_captions_are_encoded_alike_whether_they_fit_into_the_memory_or_not(monk
     for found, expected in zip(anew[index], table[index]):
         torch.testing.assert_close(found, expected)
     assert table[index][0].shape == (3, CONFIG.embed_dim)
+
+
+def test_a_caption_that_is_too_long_is_cut_before_its_end():
+    tokenizer = Tokenizer.train(["one two three"], 257)
+    tokens = tokenize(tokenizer, ["one two three", "one"], 6)
+    assert tokens[0].tolist() == [*tokenizer.ids("one two three")[:5], PAD_ID]
+    assert tokens[1].tolist() == [*tokenizer.ids("one"), PAD_ID, PAD_ID]

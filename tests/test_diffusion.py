@@ -259,3 +259,9 @@ def test_conditions_are_dropped_to_the_null():
 def test_timesteps_have_encodings_of_their_own():
     encodings = timestep_encoding(torch.arange(1, 1001), 32)
     assert encodings.shape == (1000, 32) and torch.pdist(encodings).min() > 1e-3
+
+
+def test_there_are_no_more_steps_than_timesteps():
+    diffusion, seen = Diffusion(5, prediction="x_0"), []
+    diffusion.sample(lambda x, t: seen.append(int(t[0])) or x, torch.randn(1, 2), num_steps=50)
+    assert seen == [5, 4, 3, 2, 1]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from scripts import ROOT, TINY, files_of, read_image, refused, script, succeeds
 
+from lesson_08.pipeline import Pipeline
+
 TINY_DVAE = ["--hidden_dim", "8", "--codebook_size", "16", *TINY]
 
 
@@ -130,6 +132,18 @@ def test_mistakes_are_answered_in_one_sentence(trained, tmp_path, arguments, rea
     result = generate(trained, *arguments, "--output_dir", tmp_path / "none")
     refused(result, reason)
     assert not (tmp_path / "none").exists()
+
+
+def test_every_flag_of_drawing_reaches_the_pipeline(trained, tmp_path, monkeypatch):
+    calls, draw = [], Pipeline.draw
+    monkeypatch.setattr(
+        Pipeline, "draw", lambda self, *args, **how: calls.append((*args, how)) or draw(self, *args, **how)
+    )
+    flags = {"temperature": 0.5, "top_k": 9, "top_p": 0.8, "guidance_scale": 2.0}
+    given = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    more = ("--prompts", "7", "two", "--num_samples", 2, "--seed", 5, "--output_dir", tmp_path)
+    assert generate(trained, *given, *more).returncode == 0
+    assert calls == [(["7", "7", "two", "two"], [5, 6, 7, 8], flags)]
 
 
 def test_checkpoints_that_do_not_belong_together_are_refused(trained, tmp_path):

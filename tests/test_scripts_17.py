@@ -8,6 +8,8 @@ import pytest
 import torch
 from scripts import ROOT, TINY, files_of, read_image, refused, script, succeeds
 
+from lesson_17.pipeline import Pipeline
+
 STEPS = ["--num_training_steps", 2]
 CLIP_SIZES = ["--image_width", 16, "--image_layers", 1, "--patch_size", 7, "--embed_dim", 8]
 OTHER_SIZES = ["--num_layers", 1, "--dim", 16, "--width", 8, "--head_dim", 8]
@@ -172,6 +174,18 @@ def test_a_stage_does_not_go_on_past_its_end(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     resume = ("lesson_17/train_clip.py", *TINY, *CLIP_SIZES, *STEPS, "--output_dir", folder, "--resume")
     refused(script(*resume), "at step 2 already")
+
+
+def test_every_flag_of_drawing_reaches_the_pipeline(trained, tmp_path, monkeypatch):
+    calls, draw = [], Pipeline.draw
+    monkeypatch.setattr(
+        Pipeline, "draw", lambda self, *args, **how: calls.append((*args, how)) or draw(self, *args, **how)
+    )
+    flags = {"guidance_scale": 3.0, "prior_guidance_scale": 2.0, "sampling_steps": 3, "sampler": "ddpm"}
+    given = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    more = ("--prompts", "7", "two", "--num_samples", 2, "--seed", 5, "--output_dir", tmp_path)
+    succeeds("lesson_17/generate_mnist.py", *models(trained), *given, *more)
+    assert calls == [(["7", "7", "two", "two"], [5, 6, 7, 8], flags)]
 
 
 def test_models_of_another_clip_are_refused(trained, tmp_path):
