@@ -11,7 +11,11 @@ the next time.
 """
 
 import argparse
+import contextlib
+import importlib
+import multiprocessing
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -20,11 +24,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "output", "data", "__pycache__", ".pytest_cache", ".ruff_cache")
-TIMEOUT = 900  # seconds of an area's tests; a mistake that makes them hang is noticed
+TIMEOUT = 900  # seconds of a mistake's tests; one that makes them hang is noticed
+LIBRARIES = (
+    "torch torchvision einops transformers matplotlib.pyplot scipy.stats hypothesis mlxtend.data diffusers".split()
+)
 
 AREAS = {  # the tests that would have to notice, the quick ones first
     "resume": ["test_run.py", "test_scripts_08.py", "test_folders.py", "test_scripts_17.py", "test_faults.py"],
@@ -95,23 +106,51 @@ def tests_of(mistake: Mistake, lines: Path) -> list[str]:
     )
 
 
+def run_in_copy(mistake: Mistake, tests: list[str], folder: str, answer) -> None:
+    """Make the mistake in a copy of the repository in a new folder, and put the first test that fails there, or None, into
+    the queue `answer`. Runs in a process of its own."""
+    root = Path(folder) / "copy"
+    shutil.copytree(ROOT, root, ignore=LEFT_BEHIND)
+    if (ROOT / "data").exists():
+        (root / "data").symlink_to(ROOT / "data")
+    (root / mistake.file).write_text(changed(mistake, ROOT))
+    failed = []
+
+    class Watch:
+        """Which tests, or files of tests, failed."""
+
+        def pytest_runtest_logreport(self, report):
+            failed.extend([report.nodeid] * report.failed)
+
+        pytest_collectreport = pytest_runtest_logreport
+
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    os.chdir(root)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests")]
+    sys.dont_write_bytecode = True
+    code = pytest.main(
+        ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", *tests], plugins=[Watch()]
+    )
+    answer.put(failed[0] if failed else None if code == 0 else f"exit code {code}")
+
+
 def noticed_by(mistake: Mistake, scratch: Path, lines: Path) -> str | None:
-    """The first test that fails with the mistake made in a copy, or None."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        root = Path(folder) / "copy"
-        shutil.copytree(ROOT, root, ignore=LEFT_BEHIND)
-        if (ROOT / "data").exists():
-            (root / "data").symlink_to(ROOT / "data")
-        (root / mistake.file).write_text(changed(mistake, ROOT))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command += tests_of(mistake, lines)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+    """The first test that fails with the mistake made, or None. The process is forked, as importing torch takes seconds."""
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        answer = fork.Queue()
+        process = fork.Process(target=run_in_copy, args=(mistake, tests_of(mistake, lines), folder, answer))
+        process.start()
         try:
-            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
+            return answer.get(timeout=TIMEOUT)
+        except queue.Empty:
             return "a test that did not end"
-        failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return failed[0] if failed else None if done.returncode == 0 else f"exit code {done.returncode}"
+        finally:
+            process.kill()
+            process.join()
 
 
 def main() -> None:
@@ -131,6 +170,9 @@ def main() -> None:
         results, lines = [], args.lines or Path(scratch) / "lines"
         if not lines.exists():
             record_lines(lines, args.jobs)
+        for name in LIBRARIES:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         for mistake, test in zip(chosen, threads.map(lambda m: noticed_by(m, Path(scratch), lines), chosen)):
             results.append((mistake, test))
             print(f"{'noticed' if test else 'NOT NOTICED'}: {mistake.area}, {mistake.breaks} ({test})", flush=True)
