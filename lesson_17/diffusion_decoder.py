@@ -2,7 +2,8 @@
 
 GLIDE's U-Net (unet.py) reads the image embedding in two ways: added to the timestep embedding, and as four extra tokens
 beside the caption's in the context that attention reads. Ours departs from the paper in that CLIP encodes the caption's
-tokens, not a text transformer of the decoder's own, and that the network does not predict the variance.
+tokens, not a text transformer of the decoder's own; that the caption is not added to the timestep embedding, as GLIDE's
+is (arXiv 2112.10741, section 4.1); and that the network does not predict the variance.
 
 B batch, C image channels, H image height and width, E size of CLIP's embeddings, T text tokens, D context width.
 """
