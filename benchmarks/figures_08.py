@@ -90,7 +90,7 @@ def codebook(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
     counts = torch.bincount(test_set.map(pipeline.dvae.encode).flatten(), minlength=pipeline.dvae.config.codebook_size)
     figure = Figure(figsize=(8, 2.4), dpi=80, layout="constrained")
     axes = figure.subplots()
-    axes.bar(range(len(counts)), (counts / counts.sum()).sort(descending=True).values, width=1)
+    axes.bar(range(len(counts)), (counts / counts.sum()).cpu().sort(descending=True).values, width=1)
     axes.set(yscale="log", xlabel="code, the commonest first", ylabel="fraction of tokens")
     axes.set_title(f"{(counts > 0).sum()} of {len(counts)} codes are used", fontsize=9)
     figure.savefig(folder / "codebook.png")
@@ -113,14 +113,15 @@ def masks(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
 
 def tokens(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """An image for each digit as its tokens appear, one by one."""
-    from lesson_08.playground import Playground  # which needs gradio
-
+    dvae, c, frames = pipeline.dvae, pipeline.dvae.config, []
     text_tokens, u = pipeline.inputs(DIGIT_WORDS, list(range(len(DIGIT_WORDS))))
-    frames = []
-    playground = Playground(pipeline)
-    for image_tokens in playground.token_by_token(text_tokens, {"u": u, **DEFAULT_SAMPLING}):
-        images = playground.decode_so_far(image_tokens)
-        frames.append(torch.cat(list(F.pad(images, (1, 1, 1, 1))), dim=2))
+    image_tokens = pipeline.dall_e.generate(text_tokens, u=u, **DEFAULT_SAMPLING)
+    black = torch.zeros(len(u), c.image_channels, c.image_size, c.image_size, device=pipeline.device)
+    place = torch.arange(u.shape[1], device=pipeline.device)
+    for number in range(u.shape[1] + 1):
+        images = dvae.decode(torch.where(place < number, image_tokens, dvae.encode(black)))
+        drawn = F.interpolate((place < number).view(1, 1, c.grid_size, -1).float(), images.shape[-2:])
+        frames.append(torch.cat(list(F.pad(torch.where(drawn > 0, images, 0.4), (1, 1, 1, 1))), dim=2))
     save_gif(frames, folder / "tokens.gif", milliseconds=80, scale=3)
 
 

@@ -225,8 +225,8 @@ class DallE(nn.Module):
 
     def transformer(self, x: Tensor, caches: list[KeyValueCache] | None = None, first: int = 0) -> Tensor:
         """Inputs (B, s, D) at the positions `first` ... `first` + s - 1 of the sequence to features of the same shape."""
-        if torch.is_autocast_enabled(x.device.type):  # the residual stream too: a tenth faster on a CPU
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # the residual stream too: a tenth faster there
+            x = x.to(torch.get_autocast_dtype("cpu"))
         x = self.dropout(x)
         end = first + x.shape[1]
         for layer, (block, mask_name) in enumerate(zip(self.blocks, attention_types(len(self.blocks)))):

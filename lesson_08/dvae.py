@@ -183,7 +183,8 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 def codebook_use(image_tokens: Tensor, codebook_size: int) -> dict[str, Tensor]:
     """How much of the codebook some tokens use: the `perplexity` of their histogram, exp of its entropy, 1 for a
     codebook that has collapsed and at most K, and the number of `codes_used`."""
-    counts = torch.bincount(image_tokens.flatten(), minlength=codebook_size)
+    counts = torch.zeros(codebook_size, device=image_tokens.device)  # bincount would wait for the device
+    counts.index_add_(0, image_tokens.flatten(), counts.new_ones(image_tokens.numel()))
     entropy = torch.special.entr(counts / counts.sum()).sum()
     return {"perplexity": entropy.exp(), "codes_used": (counts > 0).sum()}
 

@@ -99,9 +99,8 @@ class Diffusion(nn.Module):
         return mean, (1 - alpha) * b_s**2 / b_t**2
 
     def timesteps(self, num_steps: int) -> list[Tensor]:
-        """num_steps + 1 timesteps, at most T + 1, from T to 0, evenly spaced."""
-        count = min(num_steps, self.num_timesteps) + 1
-        return list(torch.linspace(self.num_timesteps, 0, count, device=self.sqrt_alphas_cumprod.device).round().long())
+        """num_steps + 1 timesteps, at most T + 1, from T to 0, evenly spaced; on the CPU, so that no look at one waits."""
+        return list(torch.linspace(self.num_timesteps, 0, min(num_steps, self.num_timesteps) + 1).round().long())
 
     @torch.no_grad()
     def sample(
@@ -134,7 +133,7 @@ class Diffusion(nn.Module):
 
     def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
         """The x_0 and eps that the network predicts from x_t (B, ...), with x_0 clamped to +-x_0_range."""
-        x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
+        x_0, eps = self.x_0_and_eps(network(x_t, t.expand(len(x_t)).to(x_t.device)), x_t, t)
         if x_0_range < math.inf:
             x_0 = x_0.clamp(-x_0_range, x_0_range)
             a_t, b_t = self.at(t, x_t)

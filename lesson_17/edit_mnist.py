@@ -261,8 +261,10 @@ def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler
 def principal_components(z_i: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (E,) of embeddings (N, E), and the directions along which they spread, (E, E), one a row, the widest first."""
     mean = z_i.mean(dim=0)
-    _, directions = torch.linalg.eigh(torch.cov((z_i - mean).T))  # columns, the widest last
-    return mean, directions.flip(1).T
+    _, directions = torch.linalg.eigh(
+        torch.cov((z_i - mean).T).cpu()
+    )  # columns, the widest last; MPS was long without eigh
+    return mean, directions.flip(1).T.to(z_i)
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float | Tensor) -> Tensor:
@@ -333,7 +335,7 @@ def invert(diffusion: Diffusion, network: Callable, x_0: Tensor, num_steps: int,
         cos, sin = a_s * a_t + b_s * b_t, b_t * a_s - a_t * b_s
         x_t = x_s
         for _ in range(num_iterations):
-            predicted_x_0, eps = diffusion.x_0_and_eps(network(x_t, t.expand(len(x_t))), x_t, t)
+            predicted_x_0, eps = diffusion.x_0_and_eps(network(x_t, t.expand(len(x_t)).to(x_t.device)), x_t, t)
             x_t = (x_s + sin * (a_t * eps - b_t * predicted_x_0)) / cos
         x_s = x_t
     return x_s

@@ -53,6 +53,7 @@ AREAS = {  # the tests that would have to notice, the quick ones first
     "data": ["test_data.py", "test_colored_mnist.py", "test_folders.py"],
     "command lines": ["test_scripts_08.py", "test_scripts_17.py", "test_bad_input.py", "test_change.py"],
     "processes": ["test_processes.py"],
+    "devices": ["test_devices.py"],
     "playgrounds": ["test_playground.py"],
     "rooms": ["test_board.py", "test_export.py", "test_gif.py", "test_pretrained_clip.py", "test_pretrained.py"],
 }
@@ -883,6 +884,49 @@ MISTAKES = [
         "pictures are kept in a folder of their own",
         ', "GRADIO_TEMP_DIR": FILES.name',
         "",
+    ),
+    Mistake(
+        "devices",
+        "lesson_08/dvae.py",
+        "a training step does not wait for the device to count codes",
+        "counts.index_add_(0, image_tokens.flatten(), counts.new_ones(image_tokens.numel()))",
+        "counts = torch.bincount(image_tokens.flatten(), minlength=codebook_size)",
+    ),
+    Mistake(
+        "devices",
+        "lesson_08/dall_e.py",
+        "on a GPU the residual stream keeps its precision",
+        'if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):',
+        'if torch.is_autocast_enabled("cpu"):',
+    ),
+    Mistake(
+        "devices",
+        "lesson_17/diffusion.py",
+        "drawing does not wait for the device at each step",
+        "return list(torch.linspace(self.num_timesteps, 0, min(num_steps, self.num_timesteps) + 1).round().long())",
+        "count, device = min(num_steps, self.num_timesteps) + 1, self.sqrt_alphas_cumprod.device\n"
+        "        return list(torch.linspace(self.num_timesteps, 0, count, device=device).round().long())",
+    ),
+    Mistake(
+        "devices",
+        "lesson_17/edit_mnist.py",
+        "inverting puts timesteps on the images' device",
+        "t.expand(len(x_t)).to(x_t.device)",
+        "t.expand(len(x_t))",
+    ),
+    Mistake(
+        "scoring",
+        "benchmarks/figures_08.py",
+        "the figure of tokens shows those that are drawn so far",
+        "dvae.decode(torch.where(place < number, image_tokens, dvae.encode(black)))",
+        "dvae.decode(torch.where(place < number - 7, image_tokens, dvae.encode(black)))",
+    ),
+    Mistake(
+        "scoring",
+        "benchmarks/figures_08.py",
+        "the figure of tokens is gray where none is yet",
+        "torch.where(drawn > 0, images, 0.4)",
+        "images",
     ),
     Mistake(
         "edits",
@@ -1840,8 +1884,8 @@ MISTAKES = [
         "models",
         "lesson_17/diffusion.py",
         "DDIM is told T + 1 timesteps at most",
-        "count = min(num_steps, self.num_timesteps) + 1",
-        "count = num_steps + 1",
+        "min(num_steps, self.num_timesteps) + 1",
+        "num_steps + 1",
     ),
     Mistake(
         "models",

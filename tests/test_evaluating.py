@@ -1,16 +1,17 @@
 """The scripts that evaluate and draw figures, on models of a few steps; test_scoring.py has whether the numbers are right."""
 
 import json
-from importlib.util import find_spec
+import sys
 
 import pytest
-from scripts import ROOT, TINY, read_image, refused, script, succeeds
+from PIL import Image
+from scripts import TINY, read_image, refused, script, succeeds
+from torchvision.transforms.functional import pil_to_tensor
 
 import lesson_08.pipeline
 import lesson_17.pipeline
 
 pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
-WITH_PAGES = find_spec("gradio") and (ROOT / "lesson_08/playground.py").exists()
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,23 @@ def test_lesson_8_is_measured(trained, tmp_path, drawn_with):
     assert read_image(tmp_path / "dall_e.png").shape[1] > 100
 
 
-def test_figures_of_lesson_8_are_drawn(trained, tmp_path):
+def test_figures_of_lesson_8_are_drawn(trained, tmp_path, monkeypatch):
     pytest.importorskip("utils.gif", reason="no animations here")
     figures = ("benchmarks/figures_08.py", "--models", trained, "--dataset", "mnist_5k", "--output_dir", tmp_path)
+    monkeypatch.setitem(sys.modules, "gradio", None)  # which no figure needs
+    monkeypatch.delitem(sys.modules, "utils.playground", raising=False)
+    succeeds(*figures)
     names = ["relaxation", "codes", "codebook", "masks", "sampling"]
-    succeeds(*figures, *([] if WITH_PAGES else names))  # the playground draws the tokens
-    drawn = {f"{name}.png" for name in names} | ({"tokens.gif"} if WITH_PAGES else set())
-    assert {path.name for path in tmp_path.iterdir()} == drawn
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens.gif", *(f"{name}.png" for name in names)}
+    with Image.open(tmp_path / "tokens.gif") as shown:
+        assert shown.n_frames == 50
+        frames = []
+        for number in (0, 21, 49):  # no token, three rows of seven, all
+            shown.seek(number)
+            frames.append(pil_to_tensor(shown.convert("L")).int())
+    none, half, whole = frames
+    row = 3 * (1 + 3 * 4)  # of pixels: each is enlarged to 3, a token has 4, and there is a frame of 1
+    assert (half - none)[:, row:].abs().max() <= 2 < (half - none)[:, 3:row].abs().max() and not whole.equal(half)
     refused(script(*figures, "nonsense"), "there is no figure nonsense")
 
 
