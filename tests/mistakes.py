@@ -834,6 +834,13 @@ MISTAKES = [
     ),
     Mistake(
         "scoring",
+        "utils/scoring.py",
+        "what needs digits refuses other images",
+        "if source.dataset not in DIGITS:",
+        "if False:",
+    ),
+    Mistake(
+        "scoring",
         "benchmarks/figures_08.py",
         "the figure of tokens shows those that are drawn so far",
         "dvae.decode(torch.where(place < number, image_tokens, dvae.encode(black)))",
