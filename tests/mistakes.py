@@ -856,6 +856,20 @@ MISTAKES = [
     Mistake(
         "edits",
         "lesson_17/edit_mnist.py",
+        "--box says what is drawn anew",
+        "known = outside(args.box, x_0)",
+        "known = outside([4, 4, 14, 24], x_0)",
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
+        "--guidance_scale guides what is drawn anew",
+        "seeds, args.sampling_steps, args.guidance_scale)",
+        'seeds, args.sampling_steps, DEFAULT_SAMPLING["guidance_scale"])',
+    ),
+    Mistake(
+        "edits",
+        "lesson_17/edit_mnist.py",
         "default prompts of an odd number of captions make pairs",
         "args.prompts = args.prompts[: len(args.prompts) // 2 * 2]",
         "pass",

@@ -156,13 +156,25 @@ def test_each_mode_writes_its_figure(mode, tmp_path):
 
 def test_flags_have_their_effect(tmp_path):
     def figure(*flags):
-        edit = ("lesson_17/edit_mnist.py", *flags, "--pretrained", "mnist", "--dataset", "mnist_5k")
-        succeeds(*edit, "--sampling_steps", 5, "--prompts", "3", "8", "--output_dir", tmp_path)
+        few = (
+            "lesson_17/edit_mnist.py",
+            flags[0],
+            "--pretrained",
+            "mnist",
+            "--dataset",
+            "mnist_5k",
+            "--sampling_steps",
+            5,
+        )
+        succeeds(*few, *flags[1:], "--prompts", "3", "8", "--output_dir", tmp_path)
         return (tmp_path / f"{flags[0]}.png").read_bytes()
 
     for flags in (["variations", "--eta"], ["text_diff", "--fraction"]):
         assert figure(*flags, 0.2) != figure(*flags, 0.9)
     assert figure("variations", "--seed", 1) != figure("variations", "--seed", 2)
+    assert figure("variations", "--sampling_steps", 6) != figure("variations", "--sampling_steps", 7)
+    assert figure("inpaint", "--box", 4, 4, 14, 24) != figure("inpaint", "--box", 4, 4, 14, 20)
+    assert figure("inpaint", "--guidance_scale", 1) != figure("inpaint", "--guidance_scale", 5)
 
 
 def test_a_decoder_of_smaller_images_edits_nothing(tmp_path):
