@@ -8,6 +8,9 @@ from torch import Tensor
 
 from utils.cli import ArgumentParser, UserError, new_folder
 from utils.datasets import add_data_flags, data_source, load_images
+from utils.scoring import check_digits
+
+OF_DIGITS = {"embeddings", "noise", "guidance", "steps", "tokens", "sampling"}  # their captions are asked for
 
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
@@ -20,13 +23,15 @@ def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) ->
 def draw_figures(figures: dict, pipeline, device, args) -> None:
     """Call figures[name](pipeline, test set, folder) for each name that was asked for.
 
-    Raises UserError for a name that no figure has.
+    Raises UserError for a name that no figure has, and for a figure of digits where the images are others.
     """
     names = args.figures or list(figures)
     for name in names:
         if name not in figures:
             raise UserError(f"there is no figure {name}, but {', '.join(figures)}.")
-    _, test_set, _ = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    _, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    for name in OF_DIGITS.intersection(names):
+        check_digits(source, f"The figure {name}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in names:
         figures[name](pipeline, test_set, args.output_dir)

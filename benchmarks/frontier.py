@@ -18,7 +18,7 @@ from torch import Tensor
 from utils.cli import ArgumentParser, arguments_for, bounded, new_folder, start
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.plots import save_grid
-from utils.scoring import Judge, wilson_interval
+from utils.scoring import Judge, check_digits, wilson_interval
 from utils.tables import read_rows, write_rows
 
 if LESSON == "lesson_08":
@@ -52,6 +52,7 @@ def main() -> None:
     pipeline, clip = load_models(args)
     device = pipeline.device
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
+    check_digits(source, "frontier.py")
     judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"frontier_{LESSON}.csv"

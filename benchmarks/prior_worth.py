@@ -19,7 +19,7 @@ from utils.cli import ArgumentParser, arguments_for, bounded, start
 from utils.data import map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
-from utils.scoring import Judge, add_evaluation_flags
+from utils.scoring import Judge, add_evaluation_flags, check_digits
 from utils.tables import write_rows
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
     train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
+    check_digits(source, "prior_worth.py")
     judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     # The last group of prompts: in color, those of pairs never seen.

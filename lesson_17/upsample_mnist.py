@@ -34,6 +34,8 @@ def main() -> None:
     if len({image.shape for image in images}) > 1:
         raise UserError(f"The images in {args.folder} have different sizes or channels.")
     images = torch.stack(images).to(get_device())
+    if images.shape[2] != images.shape[3]:
+        raise UserError(f"The images in {args.folder} are {images.shape[3]}x{images.shape[2]} pixels, and no squares.")
     upsamplers = load_upsamplers(images.shape[-1], images.shape[1], models_folder(args.models))
     Threads().choose()
     seeds = [seed_of(row, i) for i, row in enumerate(rows)]
@@ -49,8 +51,10 @@ def main() -> None:
 def seed_of(row: dict[str, str], index: int) -> int:
     """The seed in a row of samples.csv, or the row's index where there is none. Raises UserError if it is no number."""
     seed = row.get("seed") or str(index)
-    if not seed.isdecimal():
-        raise UserError(f"The seed {shortened(seed)} of {row['file']} in samples.csv is no whole number.")
+    if not seed.isdecimal() or len(seed) > 18:
+        raise UserError(
+            f"The seed {shortened(seed)} of {row['file']} in samples.csv is no whole number of at most 18 digits."
+        )
     return int(seed)
 
 

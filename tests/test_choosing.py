@@ -74,6 +74,9 @@ def test_a_folder_of_ones_own_needs_files_and_prompts_only(tmp_path):
     (tmp_path / "samples.csv").write_text("\ufeff" + text, encoding="utf-8")  # as Excel writes it
     succeeds(CHOOSE, tmp_path, "--keep", 1, "--pretrained", "mnist", "--output_dir", tmp_path / "again")
     assert len(rows_of(tmp_path / "again")) == 1
+    (tmp_path / "samples.csv").write_text(text.strip())  # no end of the last line, as written by hand
+    succeeds(CHOOSE, tmp_path, "--keep", 2, "--pretrained", "mnist", "--output_dir", tmp_path / "all")
+    assert len(rows_of(tmp_path / "all")) == 2
 
 
 def test_where_no_clip_is_trained_the_included_one_for_such_images_is_taken(monkeypatch, tmp_path):
@@ -98,6 +101,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "a row without a file or a prompt")
     (tmp_path / "samples.csv").write_bytes("file,prompt\n0.png,sieben\n".encode("utf-16"))
     refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "UTF-8")
+    rows = {"0.png,   ": "a row without", "0\0.png,7": "cannot be read", f"0.png,{'7' * 200_000}": "cannot be read"}
+    for row, reason in {**rows, "absent.png,7": "cannot be read"}.items():
+        (tmp_path / "samples.csv").write_text(f"file,prompt\n{row}\n")
+        refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), reason)
     write_folder(tmp_path, 28)
-    (tmp_path / "0.png").write_text("no image")
-    refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "cannot be read")
+    whole = (tmp_path / "0.png").read_bytes()
+    for broken in (b"no image", whole[:40], whole[:30] + b"\0" * 40):
+        (tmp_path / "0.png").write_bytes(broken)
+        refused(script(CHOOSE, tmp_path, "--pretrained", "mnist"), "cannot be read")

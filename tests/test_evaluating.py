@@ -134,3 +134,24 @@ def test_a_decoder_of_small_images_is_measured_with_its_up_sampler(trained, tmp_
     pytest.importorskip("lesson_17.edit_mnist", reason="no edits here")
     succeeds("benchmarks/figures_17.py", *how[:4], "noise", "upsampling", "--output_dir", tmp_path / "out")
     assert (tmp_path / "out/noise.png").exists() and (tmp_path / "out/upsampling.png").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("benchmarks/prior_worth.py",),
+        ("benchmarks/frontier.py", "lesson_17", "--candidates", 1),
+        ("benchmarks/figures_17.py", "schedule", "embeddings"),
+        ("benchmarks/figures_08.py", "tokens"),
+    ],
+)
+def test_what_needs_digits_refuses_other_images(command, tmp_path):
+    for needed in ("utils.datasets.own_images", "lesson_17.edit_mnist", "lesson_17.choose_mnist", "utils.gif"):
+        pytest.importorskip(needed, reason=f"no {needed} here")
+    for name in ("a ball", "a cube"):
+        Image.new("L", (28, 28), 100).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    data = ("--pretrained", "mnist", "--dataset", tmp_path, "--data_dir", tmp_path / "data")
+    result = script(*command, *data, "--output_dir", tmp_path / "out")
+    assert result.returncode == 2 and "needs images of digits" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

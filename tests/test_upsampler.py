@@ -177,6 +177,8 @@ def test_what_cannot_be_enlarged_is_refused(tmp_path):
     write_images(torch.rand(1, 1, 7, 7), ["seven"], [0], tmp_path / "others")
     (tmp_path / "others/0000-seven.png").rename(tmp_path / "0000-seven.png")
     refused(script(*enlarge), "different sizes")
+    write_images(torch.rand(1, 1, 28, 14), ["seven"], [0], tmp_path)
+    refused(script(*enlarge), "14x28 pixels, and no squares")
 
 
 def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
@@ -199,7 +201,8 @@ def test_a_decoder_of_small_images_draws_them_and_they_are_enlarged(tmp_path):
     refused(script("lesson_17/train_upsampler.py", *few, "--upsampled_size", 27), "is odd")
 
 
-def test_a_seed_that_is_no_number_is_refused(tmp_path):
+@pytest.mark.parametrize("seed", ["abc", "²", "-1", "1" * 19])
+def test_a_seed_that_is_no_number_is_refused(seed, tmp_path):
     save(Upsampler(replace(UPSAMPLER, small_size=8, image_size=16)), tmp_path)
-    write_images(torch.rand(1, 3, 8, 8), ["seven"], ["abc"], tmp_path / "drawn")
-    refused(script("lesson_17/upsample_mnist.py", tmp_path / "drawn", "--models", tmp_path), "seed 'abc'")
+    write_images(torch.rand(1, 3, 8, 8), ["seven"], [seed], tmp_path / "drawn")
+    refused(script("lesson_17/upsample_mnist.py", tmp_path / "drawn", "--models", tmp_path), f"seed '{seed}'")

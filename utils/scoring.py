@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils.cli import ROOT, ArgumentParser, bounded, new_folder
+from utils.cli import ROOT, ArgumentParser, UserError, bounded, new_folder
 from utils.data import CaptionedImages, DataSource, map_in_chunks
 from utils.datasets.colored_mnist import INKS, NEVER_SEEN, all_asked_for, captions_in_color, ink_quantiles
 from utils.datasets.mnist import DIGIT_CAPTIONS
@@ -62,6 +62,12 @@ class Scorer(nn.Module):
 def digits_of(images: CaptionedImages) -> Tensor:
     """The digit that each image shows, by its first caption: (N,)."""
     return all_asked_for(images.captions)["digit"].to(images.device)[images.caption_ids[:, 0]]
+
+
+def check_digits(source: DataSource, what: str) -> None:
+    """Raises UserError if the images are no digits, which `what` needs."""
+    if source.dataset not in DIGITS:
+        raise UserError(f"{what} needs images of digits, {', '.join(DIGITS)}; these models learned {source.dataset}.")
 
 
 def at_random(images: CaptionedImages, number: int) -> CaptionedImages:
