@@ -166,6 +166,8 @@ def test_a_data_set_enters_by_a_line_in_the_table(tmp_path, monkeypatch):
     train_set, test_set, source = load_images(DataSource("shapes"), tmp_path, "cpu")
     assert torch.equal(train_set.pixels, made[0].pixels) and len(test_set) == 1
     assert source == DataSource("shapes", 1, 1)
+    with pytest.raises(UserError, match="has images of 1x1 pixels in 1 channels, and no others"):
+        load_images(DataSource("shapes", image_size=32), tmp_path, "cpu")
     monkeypatch.setattr("utils.datasets.LOADERS", {"shapes": LOADERS["shapes"]})
     with pytest.raises(UserError, match="no data set 'forms', but shapes"):
         load_images(DataSource("forms"), tmp_path, "cpu")

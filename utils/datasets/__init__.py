@@ -74,4 +74,6 @@ def load_images(source: DataSource, data_dir: Path, device) -> LoadedImages:
         say(f"The images take {needed / 2**30:.1f} GiB, so they stay in {data_dir}.")
     train_set, test_set = (replace(images, caption_ids=images.caption_ids.to(device)) for images in splits)
     _, channels, _, size = train_set.pixels.shape
+    if (size, channels) != (source.image_size or size, source.image_channels or channels):
+        raise UserError(f"{source.dataset} has images of {size}x{size} pixels in {channels} channels, and no others.")
     return LoadedImages(train_set, test_set, replace(source, image_size=size, image_channels=channels))
