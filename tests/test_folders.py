@@ -154,6 +154,9 @@ def test_commas_and_quotes_in_a_table_are_read_as_they_are_meant(tmp_path, first
 
 
 def test_a_quote_that_is_open_is_refused_with_its_line(tmp_path):
+    first = small(tmp_path / "first", 'file_name,text\n0.png,"a gray\n1.png,gray\n')
+    with pytest.raises(UserError, match="cannot be read from line 2 on"):
+        load(first, tmp_path)
     for i, last in enumerate(("", '4.png,"a gray"\n')):  # with nothing that closes it, or with what only seems to
         folder = small(tmp_path / f"{i}", f'file_name,text\n0.png,gray\n1.png,"a gray\n2.png,gray\n{last}')
         with pytest.raises(UserError, match="cannot be read from line 3 on: a caption in quotes ends with its quote"):

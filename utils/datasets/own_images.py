@@ -200,6 +200,7 @@ def rows_of_csv(text: str, path: Path, problems: Problems) -> list[dict[str, str
     text = re.sub(rf'^([^"\n]*{delimiter}) +"', r'\1"', text, flags=re.MULTILINE)  # a blank before a quote
     reader, rows, line = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True), [], 1
     try:
+        line += len(reader.fieldnames or ()) > 0  # the header is read
         for row in reader:
             last, further = reader.fieldnames[-1], [cell for cell in row.pop(None, []) if cell.strip()]
             if further and delimiter in row[last]:
