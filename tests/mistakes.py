@@ -44,7 +44,16 @@ AREAS = {  # the tests that would have to notice, the quick ones first
     "own images": ["test_data.py", "test_folders.py"],
     "edits": ["test_edits.py", "test_diffusion.py"],
     "completion": ["test_completion.py", "test_dall_e.py"],
-    "drawing": ["test_dall_e.py", "test_unclip.py", "test_scripts_08.py", "test_scripts_17.py", "test_figures.py"],
+    "drawing": [
+        "test_dall_e.py",
+        "test_unclip.py",
+        "test_pretrained.py",
+        "test_bad_input.py",
+        "test_data.py",
+        "test_scripts_08.py",
+        "test_scripts_17.py",
+        "test_figures.py",
+    ],
     "choosing": ["test_choosing.py"],
     "up-sampling": ["test_upsampler.py", "test_evaluating.py"],
     "scoring": ["test_scoring.py", "test_evaluating.py"],
@@ -2535,7 +2544,7 @@ MISTAKES = [
         "own images",
         "utils/datasets/own_images.py",
         "small and large letters of a name are one",
-        'meant = name.replace("\\\\", "/").lower()',
+        'plain(name.replace("\\\\", "/"))',
         'meant = name.replace("\\\\", "/")',
     ),
     Mistake(
@@ -2595,8 +2604,8 @@ MISTAKES = [
         "resume",
         "utils/machine.py",
         "a closed terminal saves",
-        '("SIGINT", "SIGTERM", "SIGHUP")',
-        '("SIGINT", "SIGTERM")',
+        "caught.append(signal.SIGHUP)  # which",
+        "pass  # which",
     ),
     Mistake(
         "drawing", "utils/samples.py", "images are written as they are drawn", "AT_A_TIME = 128", "AT_A_TIME = 10**9"

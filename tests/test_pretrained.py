@@ -5,11 +5,26 @@ import torch
 from safetensors.torch import save_file
 from scripts import ROOT, read_image, refused, script, succeeds
 
+from lesson_17.pipeline import Pipeline
 from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, save_checkpoint
 from utils.cli import UserError
 
 PROMPTS = {"mnist": "seven", "colored_mnist": "a thick red seven"}
 INCLUDED = [name for name in PRETRAINED if (ROOT / "lesson_08/pretrained" / name).is_dir()]  # a room can be missing
+
+
+def test_each_argument_of_drawing_has_its_effect():
+    pipeline = Pipeline.load(pretrained="mnist")
+
+    def draw(**other):
+        how = {"prior_guidance_scale": 1.5, "guidance_scale": 1.5, "sampling_steps": 3, "sampler": "ddim"} | other
+        return pipeline.draw(["7"], [0], **how)
+
+    images = [draw(), draw(sampler="ddpm"), draw(sampling_steps=4), draw(guidance_scale=4.0)]
+    images.append(draw(prior_guidance_scale=4.0))
+    for i, image in enumerate(images):
+        assert all((image - other).abs().max() > 0.05 for other in images[:i]), i
+    assert torch.equal(draw(), images[0])
 
 
 def test_they_are_taken_where_nothing_is_trained(tmp_path, monkeypatch, capsys):

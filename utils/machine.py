@@ -199,10 +199,9 @@ def stop_signals():
         elif time.monotonic() - first > 1:  # a terminal and a launcher may both send the same one
             os._exit(128 + number)
 
-    known = [
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-    ]  # not in Windows
-    caught = [s for s in known if signal.getsignal(s) is not signal.SIG_IGN] if num_processes() == 1 else []
+    caught = [signal.SIGINT, signal.SIGTERM] if num_processes() == 1 else []
+    if caught and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)  # which Windows does not have
     handlers = {number: signal.signal(number, catch) for number in caught}
     try:
         yield received

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -146,12 +147,17 @@ def records_of_folder(folder: Path, source: DataSource, problems: Problems) -> l
     return records
 
 
+def plain(name: str) -> str:
+    """A file's name in small letters, each letter in one spelling: a Mac writes \u00e9 as two."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 def finder(folder: Path, images: list[Path]) -> Callable[[Path, str], Path]:
     """What finds the image that a metadata file means: of that very name, or else the only one that it can mean if letters are
     small or large, \\ is /, its ending or the folders in front of it are left out, or `folder` itself stands in front."""
     ends = defaultdict(set)
     for path in images:
-        parts = path.relative_to(folder).as_posix().lower().split("/")
+        parts = plain(path.relative_to(folder).as_posix()).split("/")
         for i in range(len(parts)):
             end = "/".join(parts[i:])
             ends[end].add(path)
@@ -162,7 +168,7 @@ def finder(folder: Path, images: list[Path]) -> Callable[[Path, str], Path]:
         exact = Path(os.path.normpath(beside / name))
         if exact in there:
             return exact
-        meant = name.replace("\\", "/").lower().removeprefix("./").removeprefix(f"{folder.resolve().name.lower()}/")
+        meant = plain(name.replace("\\", "/")).removeprefix("./").removeprefix(f"{plain(folder.resolve().name)}/")
         in_reach = {path for path in ends.get(meant, ()) if path.is_relative_to(beside)}
         return in_reach.pop() if len(in_reach) == 1 else exact
 
