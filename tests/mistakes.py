@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "output", "data", "__pycache__", ".pytest_cache", ".ruff_cache")
-TIMEOUT = 900  # seconds of a mistake's tests; one that makes them hang is noticed
+TIMEOUT = 300  # seconds of a mistake's tests; one that makes them hang, or train in earnest, is noticed
 LIBRARIES = (
     "torch torchvision einops transformers matplotlib.pyplot scipy.stats hypothesis mlxtend.data diffusers".split()
 )
@@ -151,12 +152,16 @@ def noticed_by(mistake: Mistake, scratch: Path, lines: Path) -> str | None:
     """The first test that fails with the mistake made, or None. The process is forked, as importing torch takes seconds."""
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        answer = fork.Queue()
+        answer, deadline = fork.Queue(), time.monotonic() + TIMEOUT
         process = fork.Process(target=run_in_copy, args=(mistake, tests_of(mistake, lines), folder, answer))
         process.start()
         try:
-            return answer.get(timeout=TIMEOUT)
-        except queue.Empty:
+            while time.monotonic() < deadline:
+                alive = process.is_alive()  # asked first, as it may answer and end right after
+                with contextlib.suppress(queue.Empty):
+                    return answer.get(timeout=1)
+                if not alive:
+                    return "the end of the process"
             return "a test that did not end"
         finally:
             process.kill()
