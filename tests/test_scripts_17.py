@@ -170,6 +170,15 @@ def test_resume_skips_what_is_finished_and_goes_on_with_what_is_not(stopped, nev
         assert all(torch.equal(after[name], weights) for name, weights in before.items()), stage
 
 
+def test_a_clip_that_is_named_is_taken_and_none_is_trained(trained, tmp_path):
+    named = trained / "clip/clip-1.pt"
+    succeeds("lesson_17/train_mnist.py", *TINY, *SIZES, *STEPS, "--clip_checkpoint", named, "--output_dir", tmp_path)
+    assert not (tmp_path / "clip").exists()
+    for stage in ("prior", "decoder"):
+        source = torch.load(tmp_path / stage / f"{stage}-2.pt")["sources"]["clip"]
+        assert source["file"] == str(named)
+
+
 def test_a_stage_does_not_go_on_past_its_end(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     resume = ("lesson_17/train_clip.py", *TINY, *CLIP_SIZES, *STEPS, "--output_dir", folder, "--resume")
