@@ -108,13 +108,9 @@ def tests_of(mistake: Mistake, lines: Path) -> list[str]:
     contexts = {c for i in range(first, first + mistake.old.count("\n") + 1) for c in by_line.get(i, ())}
     found = {context.rpartition("|")[0] for context in contexts if context.endswith("|run")}
     found |= {context.partition("::")[0] for context in contexts if context.endswith(("|setup", "|teardown"))}
-    return (
-        sorted(
-            (test for test in found if test.partition("::")[0] in files),
-            key=lambda test: files.index(test.partition("::")[0]),
-        )
-        or files
-    )
+    # Single tests first, and then whole files.
+    in_order = sorted(found, key=lambda test: ("::" not in test, test))
+    return [test for test in in_order if test.partition("::")[0] in files] or files
 
 
 def run_in_copy(mistake: Mistake, tests: list[str], folder: str, answer) -> None:
