@@ -235,7 +235,7 @@ class Judge:
                 Row(f"{name}, diversity", ratio, f"{ratio:.2f}", "distance within a digit, over that of test images"),
             ]
         nearest = nearest_images(samples.images, self.train_set)[0].mean().item()
-        return [*rows, Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance; 0 is a copy")]
+        return [*rows, Row(f"{name}, nearest training image", nearest, f"{nearest:.3f}", "RMS distance of pixels")]
 
     def right_rows(self, name: str, samples: Samples) -> list[Row]:
         """How often each thing that the prompts asked for is in the picture, and all of them together."""
