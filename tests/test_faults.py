@@ -132,8 +132,8 @@ def test_a_signal_stops_the_run_after_its_step_and_saves(number, whole_line, tmp
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    process = start_line(tmp_path, total=3, seconds=60)
-    wait_for((tmp_path / "metrics.csv").exists, process)
+    process = start_line(tmp_path, total=3, seconds=60, at_step=lambda step, run: (tmp_path / "begun").touch())
+    wait_for((tmp_path / "begun").exists, process)
     process.send_signal(signal.SIGINT)
     time.sleep(1.2)
     assert process.poll() is None  # in the middle of its first step
