@@ -2659,7 +2659,7 @@ MISTAKES = [
     Mistake(
         "models", "utils/bpe.py", "a long word is cut", 'LONGEST_WORD = r"\\S{32}"', 'LONGEST_WORD = r"\\S{9999999}"'
     ),
-    Mistake("stages", "lesson_17/diffusion_prior.py", "embeddings all alike have a scale", ".clamp(min=MIN_STD))", ")"),
+    Mistake("own images", "lesson_17/diffusion_prior.py", "embeddings all alike have a scale", ".clamp(min=MIN_STD))", ")"),
 ]
 
 
