@@ -59,7 +59,7 @@ AREAS = {  # the tests that would have to notice, the quick ones first
     "up-sampling": ["test_upsampler.py", "test_evaluating.py"],
     "scoring": ["test_scoring.py", "test_evaluating.py"],
     "models": ["test_dvae.py", "test_dall_e.py", "test_clip.py", "test_unclip.py", "test_diffusion.py", "test_bpe.py"],
-    "training": ["test_run.py", "test_loops.py", "test_data.py"],
+    "training": ["test_run.py", "test_loops.py", "test_data.py", "test_scripts_08.py"],
     "data": ["test_data.py", "test_colored_mnist.py", "test_folders.py"],
     "command lines": ["test_scripts_08.py", "test_scripts_17.py", "test_bad_input.py", "test_change.py"],
     "processes": ["test_processes.py"],
@@ -2659,7 +2659,9 @@ MISTAKES = [
     Mistake(
         "models", "utils/bpe.py", "a long word is cut", 'LONGEST_WORD = r"\\S{32}"', 'LONGEST_WORD = r"\\S{9999999}"'
     ),
-    Mistake("own images", "lesson_17/diffusion_prior.py", "embeddings all alike have a scale", ".clamp(min=MIN_STD))", ")"),
+    Mistake(
+        "own images", "lesson_17/diffusion_prior.py", "embeddings all alike have a scale", ".clamp(min=MIN_STD))", ")"
+    ),
 ]
 
 

@@ -52,6 +52,20 @@ def test_a_half_written_file_of_mnist_is_named(tmp_path, cut, broken):
         assert len(load_images(DataSource(), tmp_path, "cpu")[1]) == 5
 
 
+@pytest.mark.parametrize("labels, size", [(4, 28), (5, 20)])
+def test_files_that_are_not_mnists_are_named(tmp_path, labels, size):
+    for split in ("train", "t10k"):
+        write_idx(tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte", labels)
+        write_idx(tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte", 5, size, size)
+    with pytest.raises(UserError, match="not MNIST's|is broken"):
+        load_images(DataSource("mnist"), tmp_path, "cpu")
+
+
+def test_no_embedded_digit_is_to_train_and_to_test_on(digits):
+    train_set, test_set = ({pixels.numpy().tobytes() for pixels in images.pixels} for images in digits)
+    assert not train_set & test_set
+
+
 def few(ids, captions=("a", "b", "c", "d")):
     return CaptionedImages(torch.arange(len(ids)).byte().view(-1, 1, 1, 1), list(captions), torch.tensor(ids))
 

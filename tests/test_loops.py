@@ -111,6 +111,16 @@ def test_clip_sees_each_image_with_its_caption_and_its_scale_stays_limited(
     assert checkpoint["model"]["logit_scale"] <= math.log(100) + 1e-6
 
 
+@pytest.mark.parametrize("name, blocks", [("dall_e", 2), ("clip", 3), ("prior", 1)])
+def test_the_trainings_have_muon_for_the_matrices_of_their_transformers(name, blocks, earlier_stages, tmp_path):
+    few = ("--num_training_steps", 1, *earlier_stages.get(name, []), "--output_dir", tmp_path)
+    succeeds(*STAGES[name], *TINY, *few)
+    (path,) = tmp_path.rglob(f"{name}-1.pt")
+    muon, adamw = torch.load(path)["optimizers"]
+    assert len(muon["state"]) == 4 * blocks and muon["param_groups"][0]["momentum"] == 0.95
+    assert "betas" in adamw["param_groups"][0]
+
+
 def frozen_clip(earlier_stages):
     return FrozenCLIP.load(str(earlier_stages["prior"][1]))
 

@@ -313,6 +313,11 @@ def test_each_epoch_shows_each_image_once_however_many_processes(monkeypatch):
     assert torch.equal(torch.cat(parts), seen[8:12])
 
 
+def test_the_order_of_the_images_follows_the_seed():
+    one, same, other = (torch.cat([batch_index(step, 40, 8, seed) for step in range(5)]) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 def test_muon_is_torchs_but_for_its_precision():
     torch.manual_seed(0)
     shapes = [(6, 6), (12, 4), (4, 12)]
