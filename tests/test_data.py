@@ -17,7 +17,7 @@ from utils.datasets.mnist import DIGIT_CAPTIONS
 from utils.machine import Threads
 from utils.plots import MOST_LINES, wrapped
 from utils.prompts import Prompts
-from utils.samples import say_what_is_cut
+from utils.samples import choose_prompts, say_what_is_cut
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
 
 
@@ -148,6 +148,12 @@ def test_prompts_that_are_cut_are_named_with_what_is_read(capsys):
     assert out.count("\n") == 1 and "Of 'picture number 3' the model reads 'picture number' only" in out
     say_what_is_cut(["picture number 3"], lambda prompt: tokenizer.read(prompt, long + 9))
     assert capsys.readouterr().out == ""
+
+
+def test_random_prompts_follow_the_seed(capsys):
+    known = Prompts([f"caption {i}" for i in range(50)], [], closed=False)
+    one, same, other = (choose_prompts(None, 1, seed, known)[0] for seed in (1, 1, 2))
+    assert one == same != other and set(one) <= set(known.examples) and len(one) == 64
 
 
 def test_a_checkpoint_knows_the_words_of_all_captions_and_some_captions():

@@ -5,9 +5,11 @@ import torch
 from safetensors.torch import save_file
 from scripts import ROOT, read_image, refused, script, succeeds
 
+from lesson_17.diffusion_decoder import decode_image_embed
 from lesson_17.pipeline import Pipeline
 from utils.checkpoints import PRETRAINED, find_checkpoints, load_checkpoint, save_checkpoint
 from utils.cli import UserError
+from utils.samples import SeededNoise
 
 PROMPTS = {"mnist": "seven", "colored_mnist": "a thick red seven"}
 INCLUDED = [name for name in PRETRAINED if (ROOT / "lesson_08/pretrained" / name).is_dir()]  # a room can be missing
@@ -24,7 +26,21 @@ def test_each_argument_of_drawing_has_its_effect():
     images.append(draw(prior_guidance_scale=4.0))
     for i, image in enumerate(images):
         assert all((image - other).abs().max() > 0.05 for other in images[:i]), i
-    assert torch.equal(draw(), images[0])
+    torch.manual_seed(1)
+    again = draw(sampler="ddpm")
+    torch.manual_seed(2)
+    assert torch.equal(draw(), images[0]) and torch.equal(draw(sampler="ddpm"), again)  # all noise is of the seed
+
+
+def test_a_picture_is_decoded_from_the_priors_embedding_and_the_caption():
+    pipeline, how = Pipeline.load(pretrained="mnist"), {"num_steps": 3, "sampler": "ddim"}
+    image_embed, text_encodings, x_T = pipeline.inputs(["7"], 1.5, randn=SeededNoise([0]).randn, **how)
+    drawn = pipeline.draw(["7"], [0], 1.5, 2.0, 3, "ddim")
+    torch.testing.assert_close(
+        drawn, decode_image_embed(pipeline.decoder, image_embed, text_encodings, x_T, 2.0, **how)
+    )
+    without = decode_image_embed(pipeline.decoder, image_embed, None, x_T, 2.0, **how)
+    assert (drawn - without).abs().max() > 0.05
 
 
 def test_they_are_taken_where_nothing_is_trained(tmp_path, monkeypatch, capsys):
