@@ -95,9 +95,9 @@ def record_lines(file: Path, jobs: int) -> None:
         shutil.move(recorded, file)
 
 
-def tests_of(mistake: Mistake, lines: Path) -> list[str]:
-    """The tests of a mistake's area that come by its lines; all of the area where the lines are run by an import alone, or
-    by a process of its own. What a fixture comes by counts for all tests of the file."""
+def tests_of(mistake: Mistake, lines: Path) -> list[list[str]]:
+    """The tests of a mistake's area that come by its lines; and then all of the area, as lines are also run by imports, by
+    fixtures that several files share, and by processes of their own."""
     from coverage import CoverageData
 
     files = [f"tests/{name}" for name in AREAS[mistake.area] if (ROOT / "tests" / name).exists()]
@@ -110,7 +110,8 @@ def tests_of(mistake: Mistake, lines: Path) -> list[str]:
     found |= {context.partition("::")[0] for context in contexts if context.endswith(("|setup", "|teardown"))}
     # Single tests first, and then whole files.
     in_order = sorted(found, key=lambda test: ("::" not in test, test))
-    return [test for test in in_order if test.partition("::")[0] in files] or files
+    by_lines = [test for test in in_order if test.partition("::")[0] in files]
+    return [by_lines, files] if by_lines else [files]
 
 
 def run_in_copy(mistake: Mistake, tests: list[str], folder: str, answer) -> None:
@@ -145,11 +146,17 @@ def run_in_copy(mistake: Mistake, tests: list[str], folder: str, answer) -> None
 
 
 def noticed_by(mistake: Mistake, scratch: Path, lines: Path) -> str | None:
-    """The first test that fails with the mistake made, or None. The process is forked, as importing torch takes seconds."""
+    """The first test that fails with the mistake made, or None."""
+    return next(filter(None, (failing(mistake, tests, scratch) for tests in tests_of(mistake, lines))), None)
+
+
+def failing(mistake: Mistake, tests: list[str], scratch: Path) -> str | None:
+    """The first of some tests that fails with the mistake made, or None. Runs in a process that is forked, as importing
+    torch takes seconds."""
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         answer, deadline = fork.Queue(), time.monotonic() + TIMEOUT
-        process = fork.Process(target=run_in_copy, args=(mistake, tests_of(mistake, lines), folder, answer))
+        process = fork.Process(target=run_in_copy, args=(mistake, tests, folder, answer))
         process.start()
         try:
             while time.monotonic() < deadline:
