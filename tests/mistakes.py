@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv*", "output", "data", "__pycache__", ".pytest_cache", ".ruff_cache")
-TIMEOUT = 300  # seconds of a mistake's tests; one that makes them hang, or train in earnest, is noticed
+TIMEOUT = 900  # seconds of a mistake's tests; one that makes them hang, or train in earnest, is noticed
 LIBRARIES = (
     "torch torchvision einops transformers matplotlib.pyplot scipy.stats hypothesis mlxtend.data diffusers".split()
 )
@@ -61,7 +61,14 @@ AREAS = {  # the tests that would have to notice, the quick ones first
     "models": ["test_dvae.py", "test_dall_e.py", "test_clip.py", "test_unclip.py", "test_diffusion.py", "test_bpe.py"],
     "training": ["test_run.py", "test_loops.py", "test_data.py", "test_scripts_08.py"],
     "data": ["test_data.py", "test_colored_mnist.py", "test_folders.py"],
-    "command lines": ["test_scripts_08.py", "test_scripts_17.py", "test_bad_input.py", "test_change.py"],
+    "command lines": [
+        "test_pretrained.py",
+        "test_run.py",
+        "test_scripts_08.py",
+        "test_scripts_17.py",
+        "test_bad_input.py",
+        "test_change.py",
+    ],
     "processes": ["test_processes.py"],
     "devices": ["test_devices.py"],
     "playgrounds": ["test_playground.py"],
