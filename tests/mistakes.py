@@ -2507,13 +2507,6 @@ MISTAKES = [
         'for which in "kqv"]',
     ),
     Mistake(
-        "rooms",
-        "utils/checkpoints.py",
-        "included weights are read as float32",
-        "file.get_tensor(name).float()",
-        "file.get_tensor(name)",
-    ),
-    Mistake(
         "own images",
         "utils/datasets/own_images.py",
         "a split one level down is one too",

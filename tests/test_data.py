@@ -3,9 +3,10 @@
 import time
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 import utils.machine
 from lesson_17.clip import valid_pairs
@@ -15,7 +16,7 @@ from utils.data import CaptionedImages, DataSource, map_in_chunks
 from utils.datasets import LOADERS, data_source, load_images
 from utils.datasets.mnist import DIGIT_CAPTIONS
 from utils.machine import Threads
-from utils.plots import MOST_LINES, wrapped
+from utils.plots import MOST_LINES, save_grid, wrapped
 from utils.prompts import Prompts
 from utils.samples import choose_prompts, say_what_is_cut
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
@@ -285,6 +286,22 @@ def test_threads_that_were_asked_for_stay(four_cores):
     four_cores["wall"], four_cores["all"] = 10, 40
     threads.choose_again()
     assert torch.get_num_threads() == 3
+
+
+def test_a_grid_goes_row_by_row_with_each_caption_above_its_own_image(tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, place, text, *how, **more: texts.append((text, place))
+    )
+    shades = torch.linspace(0.2, 1, 5).view(5, 1, 1, 1).expand(5, 1, 4, 4)
+    save_grid(shades, tmp_path / "grid.png", 2, ["a", "b", "c", "d", "e"])
+    grid = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    centers = {text: place for text, place in texts if text}
+    assert list(centers) == ["a", "b", "c", "d", "e"]
+    assert centers["a"][1] == centers["b"][1] < centers["c"][1] and centers["a"][0] == centers["c"][0] < centers["b"][0]
+    for text, shade in zip(centers, shades[:, 0, 0, 0]):
+        x, y = (round(place) for place in centers[text])
+        assert grid[y + 30, x] == round(255 * shade.item())  # the image begins below its caption
 
 
 def test_long_captions_are_wrapped_and_cut():
