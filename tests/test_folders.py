@@ -254,6 +254,11 @@ def test_changed_images_are_decoded_anew_and_old_ones_forgotten(folder, tmp_path
     assert torch.equal(again[1].pixels, test_set.pixels)  # the same images are kept for the test
 
 
+def test_each_distinct_caption_has_a_number_of_its_own():
+    images = utils.datasets.own_images.with_captions(torch.zeros(3, 1, 1, 1), [["a", "b"], ["c"], ["b", "a"]])
+    assert images.captions == ["a", "b", "c"] and images.caption_ids.tolist() == [[0, 1], [2, -1], [1, 0]]
+
+
 def test_images_become_smaller_by_averaging(tmp_path):
     image = Image.new("L", (64, 64))
     image.putdata([255 * ((x + y) % 2) for y in range(64) for x in range(64)])

@@ -209,7 +209,7 @@ def draws(visitor, prompt, picture=PICTURES):
     visitor.write("Prompt", prompt)
     seen = {visitor.wait(lambda: {visitor.address_of(picture)} - {before, None}).pop()}
     quiet = 0
-    while quiet < 30:  # looks in which nothing changed
+    while quiet < 60:  # looks in which nothing changed; a busy machine takes its time
         found = visitor.address_of(picture)
         quiet = 0 if found not in seen else quiet + 1
         seen.add(found)
