@@ -255,8 +255,8 @@ def test_changed_images_are_decoded_anew_and_old_ones_forgotten(folder, tmp_path
 
 
 def test_each_distinct_caption_has_a_number_of_its_own():
-    images = utils.datasets.own_images.with_captions(torch.zeros(3, 1, 1, 1), [["a", "b"], ["c"], ["b", "a"]])
-    assert images.captions == ["a", "b", "c"] and images.caption_ids.tolist() == [[0, 1], [2, -1], [1, 0]]
+    images = utils.datasets.own_images.with_captions(torch.zeros(3, 1, 1, 1), [["a", "B"], ["b"], ["B", "a"]])
+    assert images.captions == ["a", "B", "b"] and images.caption_ids.tolist() == [[0, 1], [2, -1], [1, 0]]
 
 
 def test_images_become_smaller_by_averaging(tmp_path):
