@@ -147,7 +147,8 @@ def test_prompts_that_are_cut_are_named_with_what_is_read(capsys):
     say_what_is_cut(["picture number 3", "Picture", "picture number 3"], lambda prompt: tokenizer.read(prompt, long))
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "Of 'picture number 3' the model reads 'picture number' only" in out
-    say_what_is_cut(["picture number 3"], lambda prompt: tokenizer.read(prompt, long + 9))
+    for whole in ("picture number 3", "one " + "x" * 40, "Café, \U0001f600!"):  # a long word is cut in pieces, and read
+        say_what_is_cut([whole], lambda prompt: tokenizer.read(prompt, 99))
     assert capsys.readouterr().out == ""
 
 

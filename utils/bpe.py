@@ -63,10 +63,13 @@ class Tokenizer:
         return padded([self.ids(caption) for caption in captions], text_seq_len, pad_id)
 
     def read(self, caption: str, text_seq_len: int) -> str:
-        """What of a caption is read where T tokens are, as it is spelled in the vocabulary."""
+        """What of a caption is read where T tokens are: all of it, or, as it is spelled in the vocabulary, its beginning."""
         from tokenizers.decoders import ByteLevel
 
-        return ByteLevel().decode([self.bpe.id_to_token(i) for i in self.ids(caption)[:text_seq_len]]).strip()
+        ids = self.ids(caption)
+        if len(ids) <= text_seq_len:
+            return caption
+        return ByteLevel().decode([self.bpe.id_to_token(i) for i in ids[:text_seq_len]]).strip()
 
     def ids(self, caption: str, dropout: float = 0.0, rng: random.Random | None = None, enough: int = 0) -> list[int]:
         """The ids of a caption; `dropout` is the probability that `rng` skips a merge, and then the words behind the

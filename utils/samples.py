@@ -1,8 +1,9 @@
 """What the scripts that draw images share: prompts, seeds, and the files that they write."""
 
+import contextlib
+import csv
 import random
 import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from utils.cli import ArgumentParser, UserError, new_folder, positive_int, seed_
 from utils.data import CaptionedImages
 from utils.machine import say
 from utils.plots import save_grid, to_picture
-from utils.prompts import Prompts, words_of
+from utils.prompts import Prompts
 from utils.tables import read_rows, write_rows
 
 NUM_RANDOM = 64  # prompts where none are given, an 8x8 grid
@@ -59,10 +60,8 @@ def draw_samples(pipeline, args, sampling: dict) -> None:
 def say_what_is_cut(prompts: list[str], read: Callable[[str], str]) -> None:
     """Says which prompts are longer than what a model reads of them."""
     for prompt in dict.fromkeys(prompts):
-        if words_of(read(prompt)) != words_of(unicodedata.normalize("NFC", prompt)):
-            say(
-                f"Of {shortened(prompt)} the model reads {shortened(read(prompt))} only (--text_seq_len of its training)."
-            )
+        if (beginning := read(prompt)) != prompt:
+            say(f"Of {shortened(prompt)} the model reads {shortened(beginning)} only (--text_seq_len of its training).")
 
 
 def choose_prompts(prompts: list[str] | None, num_samples: int, seed: int, known: Prompts) -> tuple[list[str], int]:
@@ -117,9 +116,10 @@ def write_images(
     """Each image (C, H, H) in [0, 1] as a PNG, numbered from `first`, and samples.csv with a row for each: file, prompt,
     seed and `more`. At first = 0 the images of an earlier samples.csv are deleted, else its rows are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for row in [] if first else read_rows(folder / "samples.csv"):
-        if re.fullmatch(r"\d{4,}-[^/\\]*\.png", row.get("file") or ""):  # a name that was given here
-            (folder / row["file"]).unlink(missing_ok=True)
+    with contextlib.suppress(ValueError, csv.Error):  # of a samples.csv that is no such table
+        for row in [] if first else read_rows(folder / "samples.csv"):
+            if re.fullmatch(r"\d{4,}-[^/\\]*\.png", row.get("file") or ""):  # a name that was given here
+                (folder / row["file"]).unlink(missing_ok=True)
     words = [re.sub(r"\W+", "-", prompt).strip("-")[:40] for prompt in prompts]  # letters and digits: no path, no dots
     names = [f"{i:04d}-{word}.png" for i, word in enumerate(words, first)]
     for name, image in zip(names, images):
