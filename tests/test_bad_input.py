@@ -203,6 +203,12 @@ def test_new_pictures_take_the_place_of_earlier_ones_and_of_nothing_else(tmp_pat
     assert (tmp_path.parent / "0000-x.png").exists()
 
 
+def test_a_samples_csv_that_is_none_is_written_anew(tmp_path):
+    (tmp_path / "samples.csv").write_bytes("file,prompt\n0000-a.png,a\n".encode("utf-16"))
+    write_images(torch.zeros(1, 1, 4, 4), ["b"], [0], tmp_path)
+    assert [row["file"] for row in read_rows(tmp_path / "samples.csv")] == ["0000-b.png"]
+
+
 def test_pictures_drawn_before_a_stop_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.samples.AT_A_TIME", 2)
 

@@ -37,10 +37,8 @@ from utils.machine import say
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_NAMES = {"test", "validation", "valid", "val"}
 TEST_FRACTION = 0.05
-IMAGE_COLUMNS, CAPTION_COLUMNS = (
-    ("file_name", "image"),
-    ("text", "caption", "captions"),
-)  # of a table, the first there is
+IMAGE_COLUMNS = ("file_name", "image")  # of a table, the first there is
+CAPTION_COLUMNS = ("text", "caption", "captions")
 TABLE_ENDINGS = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # which the datasets library reads
 MOST_CAPTIONS = 32  # of an image; the others are left out
 AT_A_TIME = 64  # images that are held in memory while they are decoded
@@ -90,8 +88,8 @@ def load_own(source: DataSource, data_dir: Path) -> list[CaptionedImages]:
     with FileLock(decoded.with_name(f"{name}.lock")):  # other processes wait for the first
         if not decoded.exists():
             decode_all(records, source, problems, decoded)
-        for older in decoded.parent.glob(f"{name}-*"):  # of the same data, before they were changed
-            if older != decoded:
+        for older in decoded.parent.iterdir():  # of the same data, before they were changed
+            if older.name.startswith(f"{name}-") and older != decoded:
                 shutil.rmtree(older, ignore_errors=True)
         return read_decoded(decoded, source)
 
