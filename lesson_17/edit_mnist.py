@@ -217,19 +217,18 @@ def images_to_edit(test_set: CaptionedImages, prompts: list[str], args) -> Capti
 
 
 def read_pictures(files: list[str], like: CaptionedImages) -> CaptionedImages:
-    """Pictures, without captions, their middle squares resized to the size and the channels of the images `like`. Raises
-    UserError if a file is no picture."""
-    from PIL import Image, ImageOps
+    """Pictures, without captions, as own images are read, in the size and the channels of the images `like`. Raises UserError
+    if a file is no picture."""
+    from utils.datasets.own_images import to_pixels
 
     _, channels, size, _ = like.pixels.shape
     pixels = []
     for file in files:
         try:
-            picture = Image.open(file).convert("L" if channels == 1 else "RGB")
-        except OSError as error:
+            flat = torch.frombuffer(bytearray(to_pixels(Path(file), size, channels)), dtype=torch.uint8)
+        except Exception as error:  # whatever a broken image provokes
             raise UserError(f"{shortened(file)} cannot be read as a picture.") from error
-        flat = torch.frombuffer(bytearray(ImageOps.fit(picture, (size, size)).tobytes()), dtype=torch.uint8)
-        pixels.append(flat.view(size, size, channels).permute(2, 0, 1))
+        pixels.append(flat.view(channels, size, size))
     return CaptionedImages(torch.stack(pixels), [], torch.full((len(files), 1), -1, device=like.device))
 
 
@@ -261,9 +260,8 @@ def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler
 def principal_components(z_i: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (E,) of embeddings (N, E), and the directions along which they spread, (E, E), one a row, the widest first."""
     mean = z_i.mean(dim=0)
-    _, directions = torch.linalg.eigh(
-        torch.cov((z_i - mean).T).cpu()
-    )  # columns, the widest last; MPS was long without eigh
+    covariance = torch.cov((z_i - mean).T).cpu()  # MPS was long without eigh
+    _, directions = torch.linalg.eigh(covariance)  # columns, the widest last
     return mean, directions.flip(1).T.to(z_i)
 
 
