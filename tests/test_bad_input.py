@@ -2,9 +2,7 @@
 hundreds with --hypothesis-profile many."""
 
 import io
-import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -232,11 +230,17 @@ def test_pictures_drawn_before_a_stop_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
-def test_a_console_of_few_letters_ends_nothing(tmp_path, encoding):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    code = "from utils.cli import start; start(lambda: print('DALL\\u00b7E', '\\u4e03', '\\ud83d', '\\u00e9'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == 0 and done.stdout.startswith(b"DALL"), done.stderr
+def test_a_console_of_few_letters_ends_nothing(monkeypatch, encoding):
+    consoles = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", consoles[0])
+    monkeypatch.setattr(sys, "stderr", consoles[1])
+
+    def main():
+        for console in consoles:
+            print("DALL\u00b7E", "\u4e03", "\ud83d", "\u00e9", file=console, flush=True)
+
+    start(main)
+    assert all(console.buffer.getvalue().startswith(b"DALL") for console in consoles)
 
 
 @pytest.mark.parametrize(
