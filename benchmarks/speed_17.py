@@ -68,14 +68,14 @@ def main() -> None:
         torch.randn(training.batch_size, 1, 28, 28, device=device),
         conditions(training.batch_size),
     )
-    optimizers = make_optimizers(decoder, training)
+    optimizers = make_optimizers(decoder, training, decoder.unet.blocks)
     ms = step_ms(optimizers, training, lambda: decoder.diffusion.loss(decoder, x_0, image_embed, encodings), device)
     print(f"decoder {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["upsampler"]
     upsampler = build_model(Upsampler, configs["upsampler"], training)
     x_0, small = (torch.rand(training.batch_size, 1, size, size, device=device) for size in (28, 14))
-    optimizers = make_optimizers(upsampler, training)
+    optimizers = make_optimizers(upsampler, training, upsampler.unet.blocks)
     ms = step_ms(optimizers, training, lambda: upsampler.diffusion.loss(upsampler, x_0, small), device)
     print(f"up-sampler, 14 to 28 {ms:7.1f} ms a step of {training.batch_size}")
 

@@ -1,9 +1,10 @@
 """The diffusion decoder: a CLIP image embedding -> an image that has it (DALL·E 2, arXiv 2204.06125, section 2.1).
 
-GLIDE's U-Net (unet.py) reads the image embedding in two ways: added to the timestep embedding, and as four extra tokens
-beside the caption's in the context that attention reads. Ours departs from the paper in that CLIP encodes the caption's
-tokens, not a text transformer of the decoder's own; that the caption is not added to the timestep embedding, as GLIDE's
-is (arXiv 2112.10741, section 4.1); and that the network does not predict the variance.
+GLIDE's U-Net (unet.py) reads a caption in two ways: the encoding of its last position is added to the timestep embedding,
+and those of all positions are the context that attention reads (arXiv 2112.10741, section 4.1). The decoder adds the
+image embedding to both: to the timestep embedding, and as four extra tokens. Ours departs from the paper in that CLIP
+encodes the caption's tokens, not a text transformer of the decoder's own, and that the network does not predict the
+variance.
 
 B batch, C image channels, H image height and width, E size of CLIP's embeddings, T text tokens, D context width.
 """
@@ -74,6 +75,7 @@ class Decoder(nn.Module):
         dim = 4 * c.width  # of the time embedding and the context
         self.embed_time = nn.Sequential(nn.Linear(c.width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.image_to_time = nn.Linear(c.clip_embed_dim, dim)
+        self.caption_to_time = nn.Linear(c.clip_text_width, dim)
         self.image_to_tokens = nn.Linear(c.clip_embed_dim, NUM_IMAGE_TOKENS * dim)
         self.encodings_to_tokens = nn.Linear(c.clip_text_width, dim)
         # These replace a dropped image embedding, of length 1, and a dropped caption.
@@ -107,7 +109,8 @@ class Decoder(nn.Module):
         image_embed = drop_condition(image_embed, self.null_image_embed, image_dropout)
         text_encodings = drop_condition(text_encodings, self.null_caption, caption_dropout)
         image_embed = image_embed * math.sqrt(c.clip_embed_dim)  # of length 1 before; now components are about 1
-        time = self.embed_time(timestep_encoding(t, c.width)) + self.image_to_time(image_embed)
+        time = self.embed_time(timestep_encoding(t, c.width))
+        time = time + self.image_to_time(image_embed) + self.caption_to_time(text_encodings[:, -1])
         image_tokens = rearrange(self.image_to_tokens(image_embed), "b (n d) -> b n d", n=NUM_IMAGE_TOKENS)
         return time, torch.cat([image_tokens, self.encodings_to_tokens(text_encodings)], dim=1)
 

@@ -60,7 +60,7 @@ def train(
 
     config = with_sizes(config, **clip.sizes, image_size=image_size, image_channels=source.image_channels)
     decoder = build_model(Decoder, config, training)
-    optimizers = make_optimizers(decoder, training)
+    optimizers = make_optimizers(decoder, training, decoder.unet.blocks)
     origin = {"data": data_entry(train_set, source), "sources": {"clip": clip.source}}
     with Run("decoder", decoder, optimizers, training, folder, **origin) as run:
         if skip_finished and run.is_finished(len(train_set)):

@@ -59,7 +59,7 @@ def main() -> None:
     small_shown = shrink(shown_images, size // 2)
 
     upsampler = build_model(Upsampler, with_sizes(config, **sizes), training)
-    optimizers = make_optimizers(upsampler, training)
+    optimizers = make_optimizers(upsampler, training, upsampler.unet.blocks)
     with Run(name, upsampler, optimizers, training, folder, data=data_entry(train_set, source)) as run:
         for _, index in run.steps(len(train_set), args.resume):
             images = shrink(train_set.images(index), size)  # (B, C, H, H) in [0, 1]

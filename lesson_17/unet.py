@@ -112,6 +112,11 @@ class UNet(nn.Module):
         self.norm = norm(channels)
         self.to_out = zero(nn.Conv2d(channels, out_channels, 3, padding=1))
 
+    @property
+    def blocks(self) -> list[Layer]:
+        """All that lies between the first convolution and the last."""
+        return [*self.down, *self.middle, *self.up]
+
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
         """x (B, in_channels, H, H), time (B, D), context (B, S, D)."""
         h = self.stem(x)

@@ -11,7 +11,7 @@ from lesson_08.dall_e import DallE, DallEConfig
 from lesson_08.dvae import DiscreteVAE, DVAEConfig, kl_weight_schedule, tau_schedule
 from lesson_17.clip import CLIP, CLIPConfig
 from lesson_17.diffusion import Diffusion
-from lesson_17.diffusion_decoder import Decoder, shrink
+from lesson_17.diffusion_decoder import Decoder, DecoderConfig, shrink
 from lesson_17.diffusion_prior import DiffusionPrior
 from lesson_17.frozen_clip import FrozenCLIP
 from utils.bpe import Tokenizer
@@ -212,6 +212,14 @@ def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else():
     matrices = [f"{encoder}_encoder.blocks.0.{layer}.weight" for encoder in ("image", "text") for layer in layers]
     blocks = [*model.image_encoder.blocks, *model.text_encoder.blocks]
     assert_shared_out(model, make_optimizers(model, TRAINING, blocks), matrices)
+
+
+def test_muon_trains_the_matrices_and_filters_of_the_decoders_blocks_and_nothing_else():
+    model = Decoder(DecoderConfig(width=8, width_multipliers=(1, 2), head_dim=8))
+    inside = {name for name, p in model.named_parameters() if name.startswith(("unet.down", "unet.middle", "unet.up"))}
+    matrices = {name for name in inside if model.get_parameter(name).ndim > 1}
+    assert "unet.middle.0.attention.to_qkv.weight" in matrices and "unet.up.0.block.conv_1.weight" in matrices
+    assert_shared_out(model, make_optimizers(model, TRAINING, model.unet.blocks), matrices)
 
 
 def test_what_has_no_blocks_is_trained_by_adamw_and_numbers_without_dimension_too():

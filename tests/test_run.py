@@ -336,6 +336,19 @@ def test_muon_is_torchs_but_for_its_precision():
         assert (p - q).norm() < 0.02 * (p - start).norm()  # bfloat16 has three digits
 
 
+def test_muon_trains_the_filters_of_a_convolution_as_the_rows_of_a_matrix():
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.randn(6, 18))
+    filters = nn.Parameter(matrix.detach().view(6, 2, 3, 3).to(memory_format=torch.channels_last))
+    optimizers = [Muon([p], 0.02) for p in (matrix, filters)]
+    for _ in range(3):
+        matrix.grad = torch.randn(6, 18)
+        filters.grad = matrix.grad.view(6, 2, 3, 3).to(memory_format=torch.channels_last)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(filters.flatten(1), matrix)
+
+
 def test_orthogonalized_matrices_have_singular_values_of_about_one():
     torch.manual_seed(0)
     matrix = torch.randn(8, 5) @ torch.diag(torch.tensor([1.0, 0.5, 0.3, 0.1, 0.05]))

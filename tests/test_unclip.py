@@ -169,6 +169,20 @@ def test_the_image_embedding_is_in_the_time_embedding_and_in_four_tokens():
     assert torch.equal(context[:, 4:], other_context[:, 4:])
 
 
+def test_the_captions_last_position_is_in_the_time_embedding_and_all_are_in_the_context():
+    decoder, (image_embed, encodings) = randomized(Decoder(DECODER)), conditions(2)
+    t = torch.tensor([50, 700])
+    time, context = decoder.condition(t, image_embed, encodings, conditional=True)
+    for position in range(3):
+        changed = encodings.clone()
+        changed[:, position] += 1
+        other_time, other_context = decoder.condition(t, image_embed, changed, conditional=True)
+        assert torch.equal(time, other_time) == (position < 2)
+        assert [(context[:, i] != other_context[:, i]).any() for i in range(4, 7)] == [i == position for i in range(3)]
+    null_time, _ = decoder.condition(t, image_embed, None, conditional=True)
+    assert (null_time != time).any() and torch.equal(null_time, decoder.condition(t, image_embed, None, True)[0])
+
+
 def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
     decoder, (image_embed, encodings), seen = Decoder(DECODER), conditions(2), []
     for layer in (decoder.image_to_time, decoder.image_to_tokens):

@@ -19,8 +19,9 @@ NEWTON_SCHULZ_STEPS = 5
 def make_optimizers(
     model: nn.Module, training: TrainingConfig, blocks: Iterable[nn.Module] = ()
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer `blocks`, AdamW (the papers') for the rest; biases do not decay."""
-    matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
+    """Muon for the matrices of `blocks`, the filters of convolutions among them; AdamW (the papers') for the rest;
+    biases do not decay."""
+    matrices = [p for block in blocks for p in block.parameters() if p.ndim > 1]
     by_muon = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in by_muon]
     groups = [
@@ -49,9 +50,10 @@ class Muon(torch.optim.Optimizer):
                     continue
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.mul_(mu).add_(parameter.grad, alpha=1 - mu)
-                direction = parameter.grad * (1 - mu) + momentum * mu  # Nesterov's
-                update = 0.2 * math.sqrt(max(parameter.shape)) * orthogonalized(direction, self.dtype)
-                parameter.mul_(1 - lr * group["weight_decay"]).add_(update.to(parameter.dtype), alpha=-lr)
+                direction = (parameter.grad * (1 - mu) + momentum * mu).flatten(1)  # Nesterov's; a filter is a row
+                update = 0.2 * math.sqrt(max(direction.shape)) * orthogonalized(direction, self.dtype)
+                update = update.view_as(parameter).to(parameter.dtype)
+                parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr)
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
