@@ -184,7 +184,7 @@ def test_the_captions_last_position_is_in_the_time_embedding_and_all_are_in_the_
 
 
 def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
-    decoder, (image_embed, encodings), seen = Decoder(DECODER), conditions(2), []
+    decoder, (image_embed, encodings), seen = Decoder(DECODER).eval(), conditions(2), []
     for layer in (decoder.image_to_time, decoder.image_to_tokens):
         layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     decoder.condition(torch.tensor([50, 700]), image_embed, encodings, conditional=True)
