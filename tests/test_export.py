@@ -50,3 +50,17 @@ def test_export_wants_a_model_before_those_that_learned_from_it(exported, tmp_pa
     assert not (tmp_path / "out").exists()
     succeeds("utils/export.py", tmp_path / "out", trained / "dvae/dvae-2.pt", dall_e)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"dvae.safetensors", "dall_e.safetensors"}
+
+
+def test_what_learned_from_included_weights_is_exported_without_them(exported, tmp_path):
+    _, folder = exported
+    few = (*TINY, "--num_training_steps", 1, "--dim", 16, "--num_layers", 1, "--output_dir", tmp_path / "dall_e")
+    succeeds("lesson_08/train_mnist.py", *few, "--dvae_checkpoint", folder / "dvae.safetensors")
+    succeeds("utils/export.py", tmp_path / "out", tmp_path / "dall_e/dall_e-1.pt")
+    files = (
+        "--dvae_checkpoint",
+        folder / "dvae.safetensors",
+        "--dall_e_checkpoint",
+        tmp_path / "out/dall_e.safetensors",
+    )
+    succeeds("lesson_08/generate_mnist.py", *files, "--prompts", "7", "--output_dir", tmp_path / "drawn")

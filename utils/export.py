@@ -22,6 +22,8 @@ def main() -> None:
         checkpoint = load_checkpoint(find_checkpoint(given, "model's"))
         sources = checkpoint["sources"]
         for source in sources.values():
+            if source["file"].endswith(".safetensors"):  # included weights, which stay as they are
+                exported[source["fingerprint"]] = {"file": os.path.relpath(source["file"], ROOT)}
             if source["fingerprint"] not in exported and not source.get("pretrained"):
                 raise UserError(f"{given} learned from {source['file']}; name that one before it.")
         sources = {kind: source | exported.get(source["fingerprint"], {}) for kind, source in sources.items()}
