@@ -86,16 +86,16 @@ FAILURES = {
     ),
     "wrong_null": Failure(
         "lesson_17",
-        [f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 4"],
+        [f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 8"],
         DRAWN_17,
         [
             (
                 "diffusion_decoder.py",
-                "drop_condition(image_embed, self.null_image_embed, image_dropout)",
-                "drop_condition(image_embed, 0 * self.null_image_embed, image_dropout)",
+                "drop_condition(text_encodings, self.null_caption, caption_dropout)",
+                "drop_condition(text_encodings, 0 * self.null_caption, caption_dropout)",
             )
         ],
-        healthy=f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 4",
+        healthy=f"python lesson_17/generate_mnist.py {PROMPTS} --guidance_scale 8",
     ),
     "too_few_steps": Failure(
         "lesson_17",

@@ -34,13 +34,17 @@ if LESSON == "lesson_08":
 else:
     from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
-    PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0}
+    PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0, "eta": 0.0}
     SETTINGS = {
-        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 2.0, 3.0)],
-        "guidance_scale, prior's 1.5": [
-            {"guidance_scale": scale, "prior_guidance_scale": 1.5} for scale in (1.0, 1.25, 1.5, 2.0)
+        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 3.0)],
+        "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.25, 1.5, 2.0)],
+        "prior_guidance_scale, the defaults else": [
+            {"prior_guidance_scale": scale, "guidance_scale": 1.25, "eta": 0.5} for scale in (1.0, 1.5, 3.0)
         ],
-        "sampling_steps": [{"sampling_steps": steps} for steps in (10, 40, 80)],
+        "eta": [{"eta": eta} for eta in (0.0, 0.5, 1.0)],
+        "sampling_steps, the defaults else": [
+            {"sampling_steps": steps, "guidance_scale": 1.25, "eta": 0.5} for steps in (5, 10, 20, 40)
+        ],
     }
 
 CANDIDATES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

@@ -81,6 +81,12 @@ class Diffusion(nn.Module):
         predicted = network(x_t, t, *conditions)
         return F.mse_loss(predicted.float(), self.target(x_0, t, eps))
 
+    def noisy_timesteps(self, number: int) -> Tensor:
+        """Timesteps (B,) of which more are large than small: T times a logit-normal number (arXiv 2403.03206, section 3.1),
+        the sigmoid of one of mean 0.5 and deviation 1.2."""
+        normal = torch.randn(number, device=self.sqrt_alphas_cumprod.device)
+        return (self.num_timesteps * torch.sigmoid(0.5 + 1.2 * normal)).ceil().long()
+
     def x_0_and_eps(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_0 and eps, (B, ...) each, that follow from what is predicted of x_t."""
         a_t, b_t = self.at(t, x_t)

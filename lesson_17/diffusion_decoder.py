@@ -3,8 +3,8 @@
 GLIDE's U-Net (unet.py) reads a caption in two ways: the encoding of its last position is added to the timestep embedding,
 and those of all positions are the context that attention reads (arXiv 2112.10741, section 4.1). The decoder adds the
 image embedding to both: to the timestep embedding, and as four extra tokens. Ours departs from the paper in that CLIP
-encodes the caption's tokens, not a text transformer of the decoder's own, and that the network does not predict the
-variance.
+encodes the caption's tokens, not a text transformer of the decoder's own; that training adds noise to the image embedding
+and draws more of the noisy timesteps; and that the network does not predict the variance.
 
 B batch, C image channels, H image height and width, E size of CLIP's embeddings, T text tokens, D context width.
 """
@@ -37,9 +37,11 @@ class DecoderConfig:
     num_blocks: int = 1  # residual blocks a level; 3 in the paper
     num_attention_levels: int = 1  # how many of the lowest levels have attention; 3 in the paper
     head_dim: int = 32  # 64 in the paper
-    image_dropout: float = 0.1  # fraction of image embeddings dropped in training, for guidance
-    caption_dropout: float = 0.5  # fraction of captions dropped
+    image_dropout: float = 0.25  # fraction of image embeddings dropped in training, for guidance; 0.1 in the paper
+    caption_dropout: float = 0.25  # fraction of captions dropped; 0.5 in the paper
+    image_noise: float = 1.0  # length of the noise that training adds to embeddings, of length 1
     num_timesteps: int = 1000
+    noisy_timesteps: bool = True  # training draws more of the large t, where the digit is decided; no in the paper
     schedule: str = "cosine"
     prediction: str = "v"  # eps in the paper; the x_0 that follows from v does not blow up where t is large
 
@@ -59,7 +61,8 @@ DECODER_PRESETS = {
     "large": DecoderConfig(width=64, num_blocks=2, num_attention_levels=2),
     "paper": DecoderConfig(  # appendix C
         image_size=64, image_channels=3, clip_embed_dim=1024, clip_text_width=1024, clip_text_seq_len=256, width=512,
-        width_multipliers=(1, 2, 3, 4), num_blocks=3, num_attention_levels=3, head_dim=64, prediction="eps",
+        width_multipliers=(1, 2, 3, 4), num_blocks=3, num_attention_levels=3, head_dim=64, image_dropout=0.1,
+        caption_dropout=0.5, image_noise=0.0, noisy_timesteps=False, prediction="eps",
     ),
 }  # fmt: skip
 
@@ -91,7 +94,8 @@ class Decoder(nn.Module):
 
         image_embed (B, E) of length 1 and text_encodings (B, T, text width) are CLIP's; None is the null caption.
         Learned nulls replace both where `conditional` is False, and in training mode a fraction `image_dropout` of the
-        embeddings and `caption_dropout` of the captions.
+        embeddings and `caption_dropout` of the captions. In training mode, noise of about the length `image_noise` turns
+        the embeddings (conditioning augmentation, arXiv 2106.15282, section 3).
         """
         time, context = self.condition(t, image_embed, text_encodings, conditional)
         return self.unet(x_t, time, context)
@@ -104,6 +108,9 @@ class Decoder(nn.Module):
         if text_encodings is None:
             text_encodings = self.null_caption.expand(len(t), -1, -1)
         image_dropout, caption_dropout = (c.image_dropout, c.caption_dropout) if self.training else (0.0, 0.0)
+        if self.training:  # an embedding that is blurred leaves the caption something to say
+            noise = c.image_noise * c.clip_embed_dim**-0.5 * torch.randn_like(image_embed)
+            image_embed = F.normalize(image_embed + noise, dim=-1)
         if not conditional:
             image_dropout = caption_dropout = 1.0
         image_embed = drop_condition(image_embed, self.null_image_embed, image_dropout)

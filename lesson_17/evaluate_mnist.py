@@ -147,7 +147,7 @@ def decoder_rows(pipeline: Pipeline, judge: Judge, held_out: EmbeddedImages, enl
     rows.append(Row("decoder, loss", mean, f"{mean:.4f}", "the mean of these"))
 
     if judge.reader:
-        settings = {"num_steps": sampling["sampling_steps"], "sampler": sampling["sampler"]}
+        settings = {"num_steps": sampling["sampling_steps"], "sampler": sampling["sampler"], "eta": sampling["eta"]}
 
         def decode(image_embed: Tensor, encodings: Tensor, x_T: Tensor) -> Tensor:
             return decode_image_embed(decoder, image_embed, encodings, x_T, sampling["guidance_scale"], **settings)

@@ -14,7 +14,9 @@ from utils.data import map_in_chunks
 from utils.machine import get_device
 from utils.samples import SeededNoise, add_checkpoint_flags
 
-DEFAULT_SAMPLING = {"prior_guidance_scale": 1.5, "guidance_scale": 1.5, "sampling_steps": 20, "sampler": "ddim"}
+DEFAULT_SAMPLING = {
+    "prior_guidance_scale": 1.0, "guidance_scale": 1.25, "sampling_steps": 20, "sampler": "ddim", "eta": 0.5,
+}  # fmt: skip
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
     add("--prior_guidance_scale", type=scale, help="how much the prior exaggerates the caption; 1: not at all")
     add("--sampling_steps", type=bounded(int, 1, 1000), help="of each diffusion model; more is finer and slower")
     add("--sampler", choices=["ddim", "ddpm"], help="ddpm adds noise on the way and wants more steps, ddim does not")
+    add("--eta", type=bounded(float, 0, 1), help="fresh noise of the decoder's ddim steps: 0 none, 1 as much as ddpm")
     parser.set_defaults(**DEFAULT_SAMPLING)
 
 
@@ -74,14 +77,16 @@ class Pipeline:
 
     def draw(
         self, prompts: list[str], seeds: list[int],
-        prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, sampler: str,
+        prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, sampler: str, eta: float,
     ) -> Tensor:  # fmt: skip
         """One image per prompt, (B, C, H, H) in [0, 1], decided by its prompt, its seed and the other arguments."""
 
         def draw_chunk(prompts: list[str], seeds: list[int]) -> Tensor:
             settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": SeededNoise(seeds).randn}
             image_embed, text_encodings, x_T = self.inputs(prompts, prior_guidance_scale, **settings)
-            return decode_image_embed(self.decoder, image_embed, text_encodings, x_T, guidance_scale, **settings)
+            return decode_image_embed(
+                self.decoder, image_embed, text_encodings, x_T, guidance_scale, eta=eta, **settings
+            )
 
         return map_in_chunks(draw_chunk, prompts, seeds, batch_size=128)
 

@@ -20,7 +20,7 @@ from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
-    "small": TrainingConfig(2500, 64, 3e-3, ema_decay=0.99, sample_every=625),
+    "small": TrainingConfig(1280, 64, 3e-3, ema_decay=0.99, sample_every=320),
     "large": TrainingConfig(10_000, 128, 1e-3, ema_decay=0.999, save_every=2500, sample_every=1000),
     "paper": TrainingConfig(800_000, 2048, 1.2e-4, ema_decay=0.9999),
 }
@@ -68,8 +68,9 @@ def train(
         for _, index in run.steps(len(train_set), resume):
             _, text_encodings = captions[train_set.draw_captions(index)]  # (B, T, D)
             x_0 = to_x_0(shrink(train_set.images(index), image_size))  # (B, C, H, H) in [-1, 1]
+            t = decoder.diffusion.noisy_timesteps(len(x_0)) if config.noisy_timesteps else None
             with run.autocast():
-                loss = decoder.diffusion.loss(decoder, x_0, image_embed[index], text_encodings)
+                loss = decoder.diffusion.loss(decoder, x_0, image_embed[index], text_encodings, t=t)
             run.update(loss)
 
             if run.is_due(training.sample_every):
@@ -95,7 +96,7 @@ def check_size(image_size: int | None, source: DataSource) -> None:
 
 
 def evaluate(decoder: Decoder, held_out: EmbeddedImages, batch_size: int) -> float:
-    """The loss of held-out images at random timesteps, as in training."""
+    """The loss of held-out images at timesteps from 1 to T, all equally likely."""
 
     def losses(index: Tensor) -> Tensor:
         x_0 = to_x_0(shrink(held_out.images.images(index), decoder.config.image_size))

@@ -203,6 +203,15 @@ def test_the_loss_is_algorithm_1(prediction):
     assert (seen[1][1] == 7).all()
 
 
+def test_noisy_timesteps_are_logit_normal():
+    for num_timesteps in (1, 3, 1000):
+        t = Diffusion(num_timesteps).noisy_timesteps(100_000)
+        assert set(t.tolist()) <= set(range(1, num_timesteps + 1))
+    logits = torch.logit((t - 0.5) / 1000)  # of the middles of the bins
+    assert logits.mean() == pytest.approx(0.5, abs=0.02) and logits.std() == pytest.approx(1.2, abs=0.02)
+    assert (t > 500).float().mean() == pytest.approx(0.6615, abs=0.01)  # a normal above -0.5 / 1.2
+
+
 def test_x_0_is_kept_in_its_range():
     diffusion = Diffusion(1000, prediction="x_0")
     x = diffusion.sample(lambda x, t: 3 * torch.ones_like(x), torch.randn(4, 2), 10, x_0_range=1.0)

@@ -183,6 +183,14 @@ def test_a_decoder_of_smaller_images_learns_them(handed_over, noised, train_set)
         torch.testing.assert_close(x_0, 2 * shrink(images, 14) - 1)
 
 
+def test_the_decoder_learns_more_of_noisy_timesteps_unless_told_otherwise(handed_over, noised):
+    for flag in ("--noisy_timesteps", "--no-noisy_timesteps"):
+        handed_over("decoder", Decoder, "--batch_size", 200, flag)
+    noisy, uniform = (torch.cat([t for _, t, _, _ in steps]) for steps in (noised[:STEPS], noised[STEPS:]))
+    assert (noisy > 500).float().mean() == pytest.approx(0.66, abs=0.06)
+    assert (uniform > 500).float().mean() == pytest.approx(0.5, abs=0.06)
+
+
 def assert_shared_out(model, optimizers, by_muon):
     """Muon trains the parameters of these names and AdamW all others, once each; decay is for what has two dimensions."""
     names = {id(p): name for name, p in model.named_parameters()}

@@ -19,23 +19,27 @@ def test_each_argument_of_drawing_has_its_effect():
     pipeline = Pipeline.load(pretrained="mnist")
 
     def draw(**other):
-        how = {"prior_guidance_scale": 1.5, "guidance_scale": 1.5, "sampling_steps": 3, "sampler": "ddim"} | other
+        how = {"prior_guidance_scale": 1.5, "guidance_scale": 1.5, "sampling_steps": 3, "sampler": "ddim", "eta": 0.0}
+        how |= other
         return pipeline.draw(["7"], [0], **how)
 
     images = [draw(), draw(sampler="ddpm"), draw(sampling_steps=4), draw(guidance_scale=4.0)]
-    images.append(draw(prior_guidance_scale=4.0))
+    images += [draw(prior_guidance_scale=0.0), draw(eta=0.5)]
     for i, image in enumerate(images):
         assert all((image - other).abs().max() > 0.05 for other in images[:i]), i
     torch.manual_seed(1)
-    again = draw(sampler="ddpm")
+    again = [draw(sampler="ddpm"), draw(eta=0.5)]
     torch.manual_seed(2)
-    assert torch.equal(draw(), images[0]) and torch.equal(draw(sampler="ddpm"), again)  # all noise is of the seed
+    assert torch.equal(draw(), images[0])
+    assert torch.equal(draw(sampler="ddpm"), again[0]) and torch.equal(
+        draw(eta=0.5), again[1]
+    )  # all noise is the seed's
 
 
 def test_a_picture_is_decoded_from_the_priors_embedding_and_the_caption():
     pipeline, how = Pipeline.load(pretrained="mnist"), {"num_steps": 3, "sampler": "ddim"}
     image_embed, text_encodings, x_T = pipeline.inputs(["7"], 1.5, randn=SeededNoise([0]).randn, **how)
-    drawn = pipeline.draw(["7"], [0], 1.5, 2.0, 3, "ddim")
+    drawn = pipeline.draw(["7"], [0], 1.5, 2.0, 3, "ddim", 0.0)
     torch.testing.assert_close(
         drawn, decode_image_embed(pipeline.decoder, image_embed, text_encodings, x_T, 2.0, **how)
     )

@@ -190,7 +190,7 @@ def test_every_flag_of_drawing_reaches_the_pipeline(trained, tmp_path, monkeypat
     monkeypatch.setattr(
         Pipeline, "draw", lambda self, *args, **how: calls.append((*args, how)) or draw(self, *args, **how)
     )
-    flags = {"guidance_scale": 3.0, "prior_guidance_scale": 2.0, "sampling_steps": 3, "sampler": "ddpm"}
+    flags = {"guidance_scale": 3.0, "prior_guidance_scale": 2.0, "sampling_steps": 3, "sampler": "ddpm", "eta": 0.25}
     given = [part for name, value in flags.items() for part in (f"--{name}", value)]
     more = ("--prompts", "7", "two", "--num_samples", 2, "--seed", 5, "--output_dir", tmp_path)
     succeeds("lesson_17/generate_mnist.py", *models(trained), *given, *more)

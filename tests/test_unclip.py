@@ -151,11 +151,12 @@ def test_the_decoders_nulls_are_those_that_training_drops_to():
     decoder, x_t, t = randomized(Decoder(always)), torch.randn(2, 3, 32, 32), torch.tensor([50, 700])
     null = decoder(x_t, t, *conditions(2), conditional=False)
     torch.testing.assert_close(null, decoder.train()(x_t, t, *conditions(2)))
-    only_caption = Decoder(DecoderConfig(**{**vars(DECODER), "image_dropout": 0.0, "caption_dropout": 1.0}))
+    without_captions = {"image_dropout": 0.0, "caption_dropout": 1.0, "image_noise": 0.0}
+    no_caption = Decoder(DecoderConfig(**{**vars(DECODER), **without_captions}))
     image_embed, encodings = conditions(2)
-    only_caption.load_state_dict(decoder.state_dict())
+    no_caption.load_state_dict(decoder.state_dict())
     torch.testing.assert_close(
-        only_caption.train()(x_t, t, image_embed, encodings), only_caption.eval()(x_t, t, image_embed, None)
+        no_caption.train()(x_t, t, image_embed, encodings), no_caption.eval()(x_t, t, image_embed, None)
     )
 
 
@@ -180,7 +181,24 @@ def test_the_captions_last_position_is_in_the_time_embedding_and_all_are_in_the_
         assert torch.equal(time, other_time) == (position < 2)
         assert [(context[:, i] != other_context[:, i]).any() for i in range(4, 7)] == [i == position for i in range(3)]
     null_time, _ = decoder.condition(t, image_embed, None, conditional=True)
-    assert (null_time != time).any() and torch.equal(null_time, decoder.condition(t, image_embed, None, True)[0])
+    of_null, _ = decoder.condition(t, image_embed, decoder.null_caption.expand(2, -1, -1), conditional=True)
+    assert (null_time - time).abs().max() > 1e-4 and torch.equal(null_time, of_null)
+
+
+def test_training_turns_image_embeddings_by_noise_of_the_given_length():
+    """Noise of length s, which is nearly orthogonal to the embedding, leaves a cosine of 1 / sqrt(1 + s^2)."""
+    sizes = {"clip_embed_dim": 1024, "image_dropout": 0.0, "image_noise": 0.75}
+    decoder, seen = Decoder(DecoderConfig(**{**vars(DECODER), **sizes})), []
+    decoder.image_to_time.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    image_embed = F.normalize(torch.randn(200, 1024), dim=-1)
+    encodings, t = torch.randn(200, 3, DECODER.clip_text_width), torch.full((200,), 50)
+    for training in (True, False):
+        decoder.train(training).condition(t, image_embed, encodings, conditional=True)
+    noised, kept = (F.normalize(read, dim=-1) for read in seen)
+    cosines = F.cosine_similarity(noised, image_embed)
+    assert cosines.mean() == pytest.approx(1 / math.sqrt(1 + 0.75**2), abs=0.01) and cosines.std() > 0.005
+    torch.testing.assert_close(seen[0].norm(dim=-1), torch.full((200,), 32.0))
+    torch.testing.assert_close(kept, image_embed)
 
 
 def test_the_decoder_reads_image_embeddings_whose_components_are_about_1():
@@ -256,7 +274,8 @@ def test_sizes_out_of_range_are_refused(config, name):
 
 @pytest.mark.parametrize(
     "config,name",
-    [(PriorConfig, "caption_dropout"), (DecoderConfig, "caption_dropout"), (DecoderConfig, "image_dropout")],
+    [(PriorConfig, "caption_dropout")]
+    + [(DecoderConfig, name) for name in ("caption_dropout", "image_dropout", "image_noise")],
 )
 def test_fractions_out_of_range_are_refused(config, name):
     for fraction in (-0.1, 1.1, math.nan):
