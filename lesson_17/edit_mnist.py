@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from lesson_17.diffusion import Diffusion, guided
 from lesson_17.diffusion_decoder import Decoder, decode_image_embed, from_x_0, to_x_0
 from lesson_17.diffusion_prior import draw_image_embed
-from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.pipeline import Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ROOT, ArgumentParser, UserError, arguments_for, bounded, new_folder, seed_number, shortened, start
 from utils.data import CaptionedImages
@@ -39,6 +39,7 @@ PAIRS = ("interpolation", "text_diff", "inpaint")  # modes that take the prompts
 DIGIT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
 COLOR_PROMPTS = ["red 7", "blue 7", "thin green 4", "thick green 4", "yellow 3", "yellow 8", "purple 0", "orange 0"]
 DEFAULT_PROMPTS = {"mnist": DIGIT_PROMPTS, "mnist_5k": DIGIT_PROMPTS, "colored_mnist": COLOR_PROMPTS}
+GUIDANCE_SCALE = 2.0  # by default, where a caption has to win over the form that x_T or the known pixels hold
 NUM_COLUMNS = 8
 NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
@@ -105,8 +106,8 @@ def parse_args():
     parser.add_argument(
         "--guidance_scale",
         type=bounded(float, 0, 100),
-        default=DEFAULT_SAMPLING["guidance_scale"],
-        help="of the decoder, in inpaint",
+        default=GUIDANCE_SCALE,
+        help="of the decoder, in text_diff and inpaint, which are to show something else than the image",
     )
     parser.add_argument(
         "--sampling_steps", type=bounded(int, 5, 1000), default=50, help="from the image to x_T, and again back"
@@ -159,13 +160,15 @@ def interpolation(pipeline: Pipeline, train_set: CaptionedImages, test_set: Capt
 
 
 def text_diff(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
-    """Section 3.3: z_i turned toward the direction from one caption to the other, the same x_T."""
+    """Section 3.3: z_i turned toward the direction from one caption to the other, the same x_T. This holds the old form, so
+    the decoder is guided to what is new in z_i."""
     from_prompts, to_prompts = args.prompts[::2], args.prompts[1::2]
     x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, from_prompts, args), args.sampling_steps)
     rows, fractions = [x_0], torch.linspace(0, args.fraction, NUM_COLUMNS, device=x_0.device)
     z_d = text_difference(pipeline, from_prompts, to_prompts)
     for fraction in fractions:
-        rows.append(decode(pipeline.decoder, slerp(z_i, z_d, fraction), x_T, args.sampling_steps))
+        turned = slerp(z_i, z_d, fraction)
+        rows.append(decode(pipeline.decoder, turned, x_T, args.sampling_steps, args.guidance_scale))
     captions = ["image", *[f"{fraction:.2f}" for fraction in fractions]]
     return torch.stack(rows, dim=1), [captions] * len(x_0)
 
@@ -251,10 +254,10 @@ def split(pipeline: Pipeline, images: CaptionedImages, num_steps: int) -> tuple[
     return x_0, z_i, invert(pipeline.decoder.diffusion, network, to_x_0(x_0), num_steps)
 
 
-def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, **sampler) -> Tensor:
-    """Images (B, C, H, H) in [0, 1] of z_i (B, E) and x_T (B, C, H, H), without caption and guidance. The predicted x_0 is
-    not cut off on the way, as it is not in `split`: then eta 0 gives the image back."""
-    return decode_image_embed(decoder, z_i, None, x_T, num_steps=num_steps, x_0_range=math.inf, **sampler)
+def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, guidance_scale=1.0, **sampler) -> Tensor:
+    """Images (B, C, H, H) in [0, 1] of z_i (B, E) and x_T (B, C, H, H), without caption. The predicted x_0 is not cut off on
+    the way, as it is not in `split`: then eta 0, without guidance, gives the image back."""
+    return decode_image_embed(decoder, z_i, None, x_T, guidance_scale, num_steps, math.inf, **sampler)
 
 
 def principal_components(z_i: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from lesson_17.diffusion import guided
 from lesson_17.diffusion_decoder import from_x_0
-from lesson_17.edit_mnist import choose_images, decode, inpaint, principal_components, slerp, split, text_difference
+from lesson_17.edit_mnist import (
+    GUIDANCE_SCALE,
+    choose_images,
+    decode,
+    inpaint,
+    principal_components,
+    slerp,
+    split,
+    text_difference,
+)
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, UserError, arguments_for, start
@@ -112,7 +121,7 @@ class Playground:
             with gr.Column(scale=1, min_width=260):
                 seed = seed_field()
                 sampling = sliders(SLIDERS, DEFAULT_SAMPLING)
-                eta = slider(0, 1, 0, 0.1, "eta of ddim")
+                eta = slider(0, 1, DEFAULT_SAMPLING["eta"], 0.1, "eta of the decoder's ddim")
                 sampler = gr.Radio(["ddim", "ddpm"], value=DEFAULT_SAMPLING["sampler"], label="Sampler")
             with gr.Column(scale=2, min_width=300):
                 shown = gr.Image(alt_text="x_t above the x_0 that is predicted of it", **PICTURE)
@@ -167,7 +176,7 @@ class Playground:
         with in_a_sentence():
             pipeline, diffusion, prompt = self.pipeline, self.pipeline.decoder.diffusion, self.asked(prompt)
             randn = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
-            how = {"sampler": sampler, "eta": eta, "randn": randn}
+            how = {"sampler": sampler, "randn": randn}
             image_embed, text_encodings, x = pipeline.inputs(
                 [prompt] * NUM_SHOWN, prior_scale, num_steps=num_steps, **how
             )
@@ -177,7 +186,7 @@ class Playground:
             )
             for t, s in zip(steps, steps[1:]):
                 with torch.no_grad():
-                    x, x_0 = diffusion.step(network, x, t, s, x_0_range=1.0, **how)
+                    x, x_0 = diffusion.step(network, x, t, s, x_0_range=1.0, eta=eta, **how)
                 yield picture(torch.cat([from_x_0(x), from_x_0(x_0)]), NUM_SHOWN), image_embed
 
     def redraw(self, *inputs):
@@ -210,9 +219,8 @@ class Playground:
             caption, to_caption = self.asked(caption), self.asked(to_caption)
             x_0, z_i, x_T = self.parts(caption, seed)
             z_d = text_difference(self.pipeline, [caption], [to_caption])
-            return picture(
-                torch.cat([x_0, decode(self.pipeline.decoder, slerp(z_i, z_d, fraction), x_T, EDIT_STEPS)]), 2
-            )
+            turned = slerp(z_i, z_d, fraction)
+            return picture(torch.cat([x_0, decode(self.pipeline.decoder, turned, x_T, EDIT_STEPS, GUIDANCE_SCALE)]), 2)
 
     def on_canvas(self, caption: str, seed: int):
         """A test image of a caption, as large as the canvas."""
@@ -231,7 +239,7 @@ class Playground:
                 raise UserError("Nothing is painted over yet; paint on the image first.")
             seeds = [(seed or 0) + i for i in range(NUM_SHOWN)]
             known = (painted == 0).to(x_0.device)
-            settings = EDIT_STEPS, DEFAULT_SAMPLING["guidance_scale"]
+            settings = EDIT_STEPS, GUIDANCE_SCALE
             x_0 = x_0.expand(NUM_SHOWN, -1, -1, -1)
             return picture(inpaint(self.pipeline, x_0, known, [prompt] * NUM_SHOWN, seeds, *settings), NUM_SHOWN)
 

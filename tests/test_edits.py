@@ -196,6 +196,7 @@ def edit(pipeline, digits, monkeypatch):
         monkeypatch.setattr("sys.argv", command)
         return EDITS[mode](pipeline, *digits, edit_mnist.parse_args())
 
+    run.test_set = digits[1]
     return run
 
 
@@ -204,7 +205,7 @@ def decoded(monkeypatch):
     """Which z_i and x_T a mode has decoded."""
     pairs = []
 
-    def spy(decoder, z_i, x_T, num_steps, **sampler):
+    def spy(decoder, z_i, x_T, num_steps, *sampler, **more):
         pairs.append((z_i, x_T))
         return torch.zeros_like(x_T)
 
@@ -254,6 +255,18 @@ def test_text_diff_turns_each_embedding_and_keeps_its_x_T(edit, decoded, pipelin
     torch.testing.assert_close(decoded[0][0], z_i, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(decoded[-1][0], slerp(z_i, z_d, 0.3), atol=1e-4, rtol=1e-3)
     assert all(torch.equal(noise, x_T) for _, noise in decoded)
+
+
+def test_text_diff_is_guided_as_asked_and_what_is_to_keep_the_image_is_not(edit, pipeline):
+    unguided, guided = (
+        edit("text_diff", "--prompts", "3", "8", "--guidance_scale", scale)[0][0, 1:] for scale in (1, 3)
+    )
+    assert (guided - unguided).abs().mean() > 0.02
+    images, z_i, x_T = split(pipeline, choose_images(edit.test_set, ["3"], seed=0), 6)
+    torch.testing.assert_close(guided[:1], decode(pipeline.decoder, z_i, x_T, 6, 3.0), atol=1e-3, rtol=0)
+    for mode in ("variations", "interpolation"):
+        cells, _ = edit(mode, "--prompts", "3", "8", "--guidance_scale", 3)
+        assert (cells[0, 1] - cells[0, 0]).abs().mean() < 0.02  # the image comes back
 
 
 def test_components_are_cut_around_the_mean_and_shown_with_two_noises(edit, decoded, pipeline, digits):

@@ -4,12 +4,14 @@ import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from scripts import TINY, read_image, refused, script, succeeds
 from torchvision.transforms.functional import pil_to_tensor
 
 import lesson_08.pipeline
 import lesson_17.pipeline
+from utils.tables import read_rows
 
 pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
 
@@ -97,7 +99,8 @@ def test_lesson_17_is_measured(trained, tmp_path, drawn_with):
         *("--num_samples", 2, "--sampling_steps", 2, "--output_dir", tmp_path),
     )
     scales = [{name: call[name] for name in ("guidance_scale", "prior_guidance_scale")} for call in calls]
-    assert scales == [dict.fromkeys(scales[0], 1.5), dict.fromkeys(scales[0], 1.0)]
+    usual = {name: lesson_17.pipeline.DEFAULT_SAMPLING[name] for name in scales[0]}
+    assert scales == [usual, dict.fromkeys(scales[0], 1.0)] and usual["guidance_scale"] > 1
     assert [call["sampling_steps"] for call in calls] == [2, 2]
     report = json.loads((tmp_path / "dall_e_2.json").read_text())
     assert report["sampling"]["sampling_steps"] == 2 and sum(map(sum, report["confusion_matrix"])) == 40
@@ -155,3 +158,32 @@ def test_what_needs_digits_refuses_other_images(command, tmp_path):
     result = script(*command, *data, "--output_dir", tmp_path / "out")
     assert result.returncode == 2 and "needs images of digits" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_edits_of_digits_are_measured(tmp_path):
+    pytest.importorskip("lesson_17.edit_mnist", reason="no edits here")
+    few = ("--pretrained", "mnist", "--dataset", "mnist_5k", "--num_images", 4, "--sampling_steps", 5)
+    succeeds("benchmarks/edits.py", *few, "--output_dir", tmp_path)
+    rows = {(row["edit"], row["fraction"], row["guidance"]): row for row in read_rows(tmp_path / "edits.csv")}
+    back = next(row for (edit, *_), row in rows.items() if edit == "variations, eta 0.0")
+    assert float(back["digit"]) >= 0.75 and float(back["distance"]) < 0.05
+    ends = [float(row["distance"]) for (edit, *_), row in rows.items() if edit == "interpolation"]
+    assert max(ends[0], ends[-1]) < 0.05 and ends[3] > 0.1  # at the ends, and in the middle
+    pairs = [row for (edit, *_), row in rows.items() if edit == "text_diff, 3 to 8"]
+    assert len(pairs) == 2 and all(row["slant"] and row["thickness"] for row in pairs)  # eta 1 is unguided, too
+
+
+def test_slant_is_how_far_ink_moves_to_the_right_from_row_to_row():
+    edits = pytest.importorskip("benchmarks.edits", reason="no edits here")
+    image = torch.zeros(2, 3, 28, 28)
+    for row in range(4, 20):
+        image[0, 1, row, 10] = 0.5
+        image[1, :, row, row + 3] = 1
+    torch.testing.assert_close(edits.slant(image), torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_what_the_decoder_hears_is_measured(tmp_path):
+    few = ("--pretrained", "mnist", "--dataset", "mnist_5k", "--num_images", 10, "--output_dir", tmp_path)
+    succeeds("benchmarks/decoder_hears.py", *few)
+    rows = {row["decoded"]: float(row["right"]) for row in read_rows(tmp_path / "decoder_hears.csv")}
+    assert len(rows) == 10 and rows["embedding and caption, from t 250"] >= 0.9
