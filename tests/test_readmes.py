@@ -198,7 +198,7 @@ def test_the_losses_of_lesson_17_are_those_of_the_curves():
                 one, told = expected[step], sorted(float(cell.split()[0]) for cell in row[3:5])
                 assert told == pytest.approx([one["loss_low"], one["loss_high"]], abs=6e-4), row
                 seen += 1
-    assert seen == 8
+    assert seen == 9
 
 
 def test_the_short_results_of_lesson_8_are_those_of_the_evaluation():
