@@ -25,7 +25,7 @@ from utils.scoring import Judge, amount_of_ink, at_random, check_digits, digits_
 from utils.tables import write_rows
 
 FRACTIONS = [0.2, 0.3, 0.4, 0.5, 0.6]  # of text_diff
-SCALES = [1.0, 2.0, 3.0]  # of text_diff
+SCALES = [1.0, GUIDANCE_SCALE, 3.0]  # of text_diff
 PAIRS = [(3, 8), (4, 9), (7, 1), (0, 6), (1, 7), (5, 6), (9, 4), (8, 3), (2, 7)]
 REPEATS = [1, 5, 10]  # of inpaint
 HALF = [0, 0, 14, 28]  # the left one
@@ -128,7 +128,7 @@ def measure_pairs(pipeline: Pipeline, judge: Judge, args):
     """Section 3.3, digit by digit: does the new digit have the old one's hand? Without guidance, with it, and with all noise
     drawn anew."""
     for old, new in PAIRS:
-        images = at_random(judge.test_set.subset(torch.where(digits_of(judge.test_set) == old)[0]), args.num_images)
+        images = at_random(judge.test_set.subset(torch.where(judge.test_digits == old)[0]), args.num_images)
         x_0, z_i, x_T = split(pipeline, images, args.sampling_steps)
         z_d = text_difference(pipeline, [DIGIT_WORDS[old]] * len(images), [DIGIT_WORDS[new]] * len(images))
         for scale, eta in ((1.0, 0.0), (GUIDANCE_SCALE, 0.0), (1.0, 1.0)):
@@ -154,7 +154,8 @@ def measure_boxes(pipeline: Pipeline, judge: Judge, args):
     """In which box does the caption of another digit win over the known pixels?"""
     images = at_random(judge.test_set, args.num_images)
     old = digits_of(images)
-    new = (old + torch.randint(1, 10, (len(old),), generator=torch.Generator().manual_seed(0))) % 10
+    steps = torch.randint(1, 10, (len(old),), generator=torch.Generator().manual_seed(0))
+    new = (old + steps.to(old.device)) % 10
     prompts, seeds, x_0 = [DIGIT_WORDS[digit] for digit in new], list(range(len(images))), images.images()
     for name, box in BOXES.items():
         drawn = inpaint(pipeline, x_0, outside(box, x_0), prompts, seeds, args.sampling_steps, GUIDANCE_SCALE)
@@ -166,7 +167,7 @@ def measure_interpolation(pipeline: Pipeline, judge: Judge, args):
     """Section 3.2: are the ends their images, and what is between them one of the two digits?"""
     images = at_random(judge.test_set, 2 * args.num_images)
     digits = digits_of(images)
-    first, second = torch.arange(len(images)).chunk(2)
+    first, second = torch.arange(len(images), device=digits.device).chunk(2)
     differ = digits[first] != digits[second]
     first, second = first[differ], second[differ]
     x_0, z_i, x_T = split(pipeline, images, args.sampling_steps)

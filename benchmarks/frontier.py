@@ -35,16 +35,19 @@ else:
     from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
     PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0, "eta": 0.0}
+
+    def default_but(**change) -> dict:
+        """The default settings with one changed, which comes first, as it names the point."""
+        return change | DEFAULT_SAMPLING | change
+
     SETTINGS = {
         "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 3.0)],
         "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.25, 1.5, 2.0)],
         "prior_guidance_scale, the defaults else": [
-            {"prior_guidance_scale": scale, "guidance_scale": 1.25, "eta": 0.5} for scale in (1.0, 1.5, 3.0)
+            default_but(prior_guidance_scale=scale) for scale in (1.0, 1.5, 3.0)
         ],
         "eta": [{"eta": eta} for eta in (0.0, 0.5, 1.0)],
-        "sampling_steps, the defaults else": [
-            {"sampling_steps": steps, "guidance_scale": 1.25, "eta": 0.5} for steps in (5, 10, 20, 40)
-        ],
+        "sampling_steps, the defaults else": [default_but(sampling_steps=steps) for steps in (5, 10, 20, 40)],
     }
 
 CANDIDATES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -77,9 +80,13 @@ def main() -> None:
             flush=True,
         )
 
+    drawn = {}  # some settings are in several families
     for family, settings in SETTINGS.items() if args.settings else ():
         for sampling in settings:
-            samples = judge.draw(lambda prompts, seeds: draw(prompts, seeds, **sampling), args.num_samples)  # noqa: B023
+            key = tuple(sorted({**PLAIN, **sampling}.items()))
+            if key not in drawn:
+                drawn[key] = judge.draw(lambda prompts, seeds: draw(prompts, seeds, **sampling), args.num_samples)  # noqa: B023
+            samples = drawn[key]
             add(family, f"{next(iter(sampling.values())):g}", samples.images, samples.prompts)
     if args.candidates > 1:
         add_candidates(judge, clip, draw, add, args)

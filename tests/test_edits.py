@@ -262,7 +262,7 @@ def test_text_diff_is_guided_as_asked_and_what_is_to_keep_the_image_is_not(edit,
         edit("text_diff", "--prompts", "3", "8", "--guidance_scale", scale)[0][0, 1:] for scale in (1, 3)
     )
     assert (guided - unguided).abs().mean() > 0.02
-    images, z_i, x_T = split(pipeline, choose_images(edit.test_set, ["3"], seed=0), 6)
+    _, z_i, x_T = split(pipeline, choose_images(edit.test_set, ["3"], seed=0), 6)
     torch.testing.assert_close(guided[:1], decode(pipeline.decoder, z_i, x_T, 6, 3.0), atol=1e-3, rtol=0)
     for mode in ("variations", "interpolation"):
         cells, _ = edit(mode, "--prompts", "3", "8", "--guidance_scale", 3)

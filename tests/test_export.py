@@ -57,10 +57,8 @@ def test_what_learned_from_included_weights_is_exported_without_them(exported, t
     few = (*TINY, "--num_training_steps", 1, "--dim", 16, "--num_layers", 1, "--output_dir", tmp_path / "dall_e")
     succeeds("lesson_08/train_mnist.py", *few, "--dvae_checkpoint", folder / "dvae.safetensors")
     succeeds("utils/export.py", tmp_path / "out", tmp_path / "dall_e/dall_e-1.pt")
-    files = (
-        "--dvae_checkpoint",
-        folder / "dvae.safetensors",
-        "--dall_e_checkpoint",
-        tmp_path / "out/dall_e.safetensors",
-    )
+    files = [
+        f"--{name}_checkpoint={path / name}.safetensors"
+        for name, path in (("dvae", folder), ("dall_e", tmp_path / "out"))
+    ]
     succeeds("lesson_08/generate_mnist.py", *files, "--prompts", "7", "--output_dir", tmp_path / "drawn")
