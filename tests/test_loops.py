@@ -185,7 +185,8 @@ def test_a_decoder_of_smaller_images_learns_them(handed_over, noised, train_set)
 
 def test_the_decoder_learns_more_of_noisy_timesteps_unless_told_otherwise(handed_over, noised):
     for flag in ("--noisy_timesteps", "--no-noisy_timesteps"):
-        handed_over("decoder", Decoder, "--batch_size", 200, flag)
+        small = ("--decoder_image_size", 14, "--width", 8, "--head_dim", 8)
+        handed_over("decoder", Decoder, "--batch_size", 200, *small, flag)
     noisy, uniform = (torch.cat([t for _, t, _, _ in steps]) for steps in (noised[:STEPS], noised[STEPS:]))
     assert (noisy > 500).float().mean() == pytest.approx(0.66, abs=0.06)
     assert (uniform > 500).float().mean() == pytest.approx(0.5, abs=0.06)
