@@ -87,10 +87,16 @@ class Visitor:
         """The visible button of a text, a tab's or another."""
         self.wait(lambda: [button for button in self.all("button") if button.text.strip() == text])[-1].click()
 
-    def write(self, label, text, enter=True):
+    def write(self, label, text):
         from selenium.webdriver.common.keys import Keys
 
-        self.labelled(label).send_keys(Keys.CONTROL + "a" + Keys.NULL, Keys.BACKSPACE, str(text), *[Keys.ENTER] * enter)
+        def typed():  # a page that is still being built may swallow a key
+            field = self.labelled(label)
+            field.send_keys(Keys.CONTROL + "a" + Keys.NULL, Keys.BACKSPACE, str(text))
+            return field.get_attribute("value") == str(text)
+
+        self.wait(typed)
+        self.labelled(label).send_keys(Keys.ENTER)
 
     def address_of(self, picture):
         """The address of the picture with some alt text, or None."""
