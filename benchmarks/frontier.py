@@ -63,7 +63,7 @@ def main() -> None:
     judge = Judge(source, train_set, test_set)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / f"frontier_{LESSON}.csv"
-    write_rows(file, [] if args.settings else [row for row in read_rows(file) if row["family"] != "candidates"])
+    write_rows(file, [])
 
     def draw(prompts: list[str], seeds: list[int], **sampling) -> Tensor:
         return pipeline.draw(prompts, seeds, **{**PLAIN, **sampling})
@@ -81,7 +81,7 @@ def main() -> None:
         )
 
     drawn = {}  # some settings are in several families
-    for family, settings in SETTINGS.items() if args.settings else ():
+    for family, settings in SETTINGS.items():
         for sampling in settings:
             key = tuple(sorted({**PLAIN, **sampling}.items()))
             if key not in drawn:
@@ -143,7 +143,6 @@ def parse_args():
     parser.add_argument("lesson", choices=["lesson_08", "lesson_17"])
     parser.add_argument("--num_samples", type=bounded(int, 1, 500), default=50, help="of each caption or pair")
     parser.add_argument("--candidates", type=bounded(int, 1, 512), default=16, help="at most; 1 leaves them out")
-    parser.add_argument("--settings", type=int, choices=[0, 1], default=1, help="0 keeps the other settings' rows")
     parser.add_argument(
         "--output_dir", type=new_folder, default=ROOT / "output/frontier", help="where CSV and figure go"
     )

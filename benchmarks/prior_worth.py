@@ -15,7 +15,7 @@ from lesson_17.diffusion_decoder import decode_image_embed
 from lesson_17.diffusion_prior import draw_image_embed
 from lesson_17.pipeline import Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, arguments_for, bounded, start
+from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
@@ -45,9 +45,7 @@ def main() -> None:
         for caption in (False, True):
 
             def draw(z_i: Tensor, encodings: Tensor, x_T: Tensor, caption=caption) -> Tensor:
-                return decode_image_embed(
-                    pipeline.decoder, z_i, encodings if caption else None, x_T, args.guidance_scale
-                )
+                return decode_image_embed(pipeline.decoder, z_i, encodings if caption else None, x_T)
 
             images = map_in_chunks(draw, z_i, text_encodings, x_T, batch_size=128)
             right = torch.stack(list(judge.right(images, prompts).values())).all(dim=0).float().mean().item()
@@ -87,7 +85,6 @@ def embeddings(pipeline: Pipeline, prompts: list[str], text_embed: Tensor, text_
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--guidance_scale", type=bounded(float, 0, 100), default=1.0, help="of the decoder")
     add_evaluation_flags(parser)
     add_model_flags(parser)
     add_data_flags(parser)
