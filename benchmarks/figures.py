@@ -1,12 +1,13 @@
 """What the figure scripts of both lessons share: their flags, rows of images."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.cli import ArgumentParser, UserError, new_folder
+from utils.cli import ArgumentParser, new_folder
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.scoring import check_digits
 
@@ -15,20 +16,22 @@ OF_DIGITS = {"embeddings", "noise", "guidance", "steps", "tokens", "sampling"}  
 
 def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
     """The names of figures to draw, {name: the function that draws it}, of which data, and where to."""
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(figures)} (default: all)")
+
+    def figure(name: str) -> str:
+        if name not in figures:
+            raise ArgumentTypeError(f"there is no figure {name}, but {', '.join(figures)}")
+        return name
+
+    some = f"of {', '.join(figures)} (default: all)"
+    parser.add_argument("figures", type=figure, nargs="*", metavar="FIGURE", help=some)
     parser.add_argument("--output_dir", type=new_folder, default=output_dir, help="where the figures go")
     add_data_flags(parser)
 
 
 def draw_figures(figures: dict, pipeline, device, args) -> None:
-    """Call figures[name](pipeline, test set, folder) for each name that was asked for.
-
-    Raises UserError for a name that no figure has, and for a figure of digits where the images are others.
-    """
+    """Call figures[name](pipeline, test set, folder) for each name that was asked for. Raises UserError for a figure of
+    digits where the images are others."""
     names = args.figures or list(figures)
-    for name in names:
-        if name not in figures:
-            raise UserError(f"there is no figure {name}, but {', '.join(figures)}.")
     _, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
     for name in OF_DIGITS.intersection(names):
         check_digits(source, f"The figure {name}")
