@@ -37,30 +37,30 @@ DRAWN_17 = "output/dall_e_2_samples/grid.png"
 FAILURES = {
     "collapse": Failure(
         "lesson_08",
-        ["python lesson_08/train_dvae.py --num_training_steps 550 --learning_rate 0.1 --output_dir output/broken"],
-        "output/broken/sample-550.png",
+        ["python lesson_08/train_dvae.py --num_training_steps 350 --learning_rate 0.1 --output_dir output/broken"],
+        "output/broken/sample-350.png",
     ),
     "kl_rises": Failure(
         "lesson_08",
-        ["python lesson_08/train_dvae.py --dataset colored_mnist --num_training_steps 550 --output_dir output/broken"],
-        "output/broken/sample-550.png",
+        ["python lesson_08/train_dvae.py --dataset colored_mnist --num_training_steps 350 --output_dir output/broken"],
+        "output/broken/sample-350.png",
         [
             (
                 "dvae.py",
-                "return cosine(12.0, 1.0, progress / 0.33)",
+                "return cosine(120.0, 1.0, progress / 0.33)",
                 "return cosine(0.0, 1.0, progress / 0.33)",
             )
         ],
     ),
     "kl_too_strong": Failure(
         "lesson_08",
-        ["python lesson_08/train_dvae.py --num_training_steps 550 --beta 3 --output_dir output/broken"],
-        "output/broken/sample-550.png",
+        ["python lesson_08/train_dvae.py --num_training_steps 350 --beta 3 --output_dir output/broken"],
+        "output/broken/sample-350.png",
     ),
     "tau_too_high": Failure(
         "lesson_08",
-        ["python lesson_08/train_dvae.py --num_training_steps 550 --output_dir output/broken"],
-        "output/broken/sample-550.png",
+        ["python lesson_08/train_dvae.py --num_training_steps 350 --output_dir output/broken"],
+        "output/broken/sample-350.png",
         [("dvae.py", "return cosine(1.0, 1 / 16, progress / 0.8)", "return 8.0")],
     ),
     "temperature_too_high": Failure(

@@ -39,7 +39,7 @@ class DallEConfig:
     conv_kernel_size: int = 5  # of the last layer's attention mask; 11 in the paper, for a grid of 32
     dropout: float = 0.0
     caption_dropout: float = 0.1  # fraction of captions replaced by the null caption in training
-    token_corruption: float = 0.1  # fraction of image tokens in the context replaced in training; 0 in the paper
+    token_corruption: float = 0.15  # fraction of image tokens in the context replaced in training; 0 in the paper
     text_loss_weight: float = 1 / 8  # the image's is 7/8
 
     def __post_init__(self):

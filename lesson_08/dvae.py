@@ -30,7 +30,7 @@ class DVAEConfig:
     hidden_dim: int = 32  # channels at full resolution; they double with each down-sampling
     num_downsamples: int = 2  # one token stands for 4x4 pixels; for 8x8 in the paper
     num_blocks: int = 1  # residual blocks at each resolution
-    beta: float = 0.1  # weight of the KL term, equation (1); 6.6 in the paper
+    beta: float = 0.03  # weight of the KL term, equation (1); 6.6 in the paper
 
     def __post_init__(self):
         for f in fields(self):
@@ -121,6 +121,11 @@ class DiscreteVAE(nn.Module):
             conv(widths[0], 2 * c.image_channels, 1),  # mu and ln b of every pixel value
         )
 
+    @property
+    def blocks(self) -> list[ResBlock]:
+        """The residual blocks of the encoder and the decoder."""
+        return [layer for layer in (*self.encoder, *self.decoder) if isinstance(layer, ResBlock)]
+
     def forward(self, images: Tensor, tau: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, equation (1), of images (B, C, H, H) in [0, 1], in nats a pixel value.
 
@@ -195,13 +200,13 @@ def tau_schedule(progress: float) -> float:
 
 
 def kl_weight_schedule(progress: float) -> float:
-    """Multiple of beta at a fraction `progress` of the training: a cosine from 12 to 1 in the first third.
+    """Multiple of beta at a fraction `progress` of the training: a cosine from 120 to 1 in the first third.
 
     The paper's rises from 0 to 1 (appendix A.2). In a short training, the encoder then learns within a hundred steps to
     choose one code everywhere, with certainty, as that avoids the noise of the relaxation; and a certain choice has no
     gradient that could change it. A high cost of certainty at the beginning prevents that.
     """
-    return cosine(12.0, 1.0, progress / 0.33)
+    return cosine(120.0, 1.0, progress / 0.33)
 
 
 def cosine(start: float, end: float, progress: float) -> float:

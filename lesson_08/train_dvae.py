@@ -19,7 +19,7 @@ from utils.run import Run
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
-    "small": TrainingConfig(2200, 32, 5e-3, save_every=550, sample_every=550),
+    "small": TrainingConfig(1400, 32, 5e-3, save_every=350, sample_every=350),
     "large": TrainingConfig(30_000, 128, 2e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
     "paper": TrainingConfig(3_000_000, 512, 1e-4, weight_decay=1e-4, ema_decay=0.999),
 }
@@ -36,7 +36,7 @@ def main() -> None:
     held_out = test_set.subset(slice(NUM_HELD_OUT))
     config = with_sizes(config, image_size=source.image_size, image_channels=source.image_channels)
     dvae = build_model(DiscreteVAE, config, training)
-    optimizers, folder = make_optimizers(dvae, training), args.output_dir
+    optimizers, folder = make_optimizers(dvae, training, dvae.blocks), args.output_dir
 
     with Run("dvae", dvae, optimizers, training, folder, data=data_entry(train_set, source)) as run:
         for step, index in run.steps(len(train_set), args.resume):
@@ -45,7 +45,7 @@ def main() -> None:
             tau = tau_schedule(progress)
             with run.autocast():
                 loss, metrics = dvae(images, tau, kl_weight_schedule(progress))
-            run.update(loss, **metrics, tau=tau)  # backward, clipping, learning rate, AdamW, averaging, log
+            run.update(loss, **metrics, tau=tau)  # backward, clipping, learning rate, Muon, averaging, log
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:  # with the averaged weights, where the preset keeps them

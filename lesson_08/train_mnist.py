@@ -23,7 +23,7 @@ from utils.samples import sample_captions, write_sample_grid
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
-    "small": TrainingConfig(1600, 128, 4e-3, weight_decay=0.1, sample_every=100),
+    "small": TrainingConfig(2400, 64, 4e-3, weight_decay=0.1, save_every=600, sample_every=150),
     "large": TrainingConfig(
         60_000, 128, 2e-3, warmup_steps=500, weight_decay=0.1, ema_decay=0.999, save_every=10_000, sample_every=5000
     ),

@@ -2058,6 +2058,13 @@ MISTAKES = [
     ),
     Mistake(
         "training",
+        "lesson_08/train_dvae.py",
+        "Muon trains the dVAE's filters",
+        "make_optimizers(dvae, training, dvae.blocks)",
+        "make_optimizers(dvae, training)",
+    ),
+    Mistake(
+        "training",
         "lesson_17/train_decoder.py",
         "Muon trains the decoder's filters",
         "make_optimizers(decoder, training, decoder.unet.blocks)",

@@ -99,11 +99,11 @@ def test_the_annealed_tau_is_the_tau_that_is_used(model):
         assert relaxed.call_args.kwargs["tau"] == tau_schedule(0.5)
 
 
-def test_the_kl_weight_falls_from_12_to_1_in_the_first_third():
+def test_the_kl_weight_falls_from_120_to_1_in_the_first_third():
     weights = [kl_weight_schedule(step / 300) for step in range(301)]
-    assert weights[0] == 12 and weights[99:] == [1.0] * 202
+    assert weights[0] == 120 and weights[99:] == [1.0] * 202
     for step in range(99):  # half a cosine
-        assert weights[step] == pytest.approx(1 + 11 * math.cos(math.pi / 2 * step / 99) ** 2, abs=1e-6)
+        assert weights[step] == pytest.approx(1 + 119 * math.cos(math.pi / 2 * step / 99) ** 2, abs=1e-6)
     assert weights[95] > 1
 
 

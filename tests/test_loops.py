@@ -111,13 +111,13 @@ def test_clip_sees_each_image_with_its_caption_and_its_scale_stays_limited(
     assert checkpoint["model"]["logit_scale"] <= math.log(100) + 1e-6
 
 
-@pytest.mark.parametrize("name, blocks", [("dall_e", 2), ("clip", 3), ("prior", 1)])
-def test_the_trainings_have_muon_for_the_matrices_of_their_transformers(name, blocks, earlier_stages, tmp_path):
+@pytest.mark.parametrize("name, number", [("dvae", 29), ("dall_e", 8), ("clip", 12), ("prior", 4), ("decoder", 42)])
+def test_the_trainings_have_muon_for_the_matrices_and_filters_of_their_blocks(name, number, earlier_stages, tmp_path):
     few = ("--num_training_steps", 1, *earlier_stages.get(name, []), "--output_dir", tmp_path)
     succeeds(*STAGES[name], *TINY, *few)
     (path,) = tmp_path.rglob(f"{name}-1.pt")
     muon, adamw = torch.load(path)["optimizers"]
-    assert len(muon["state"]) == 4 * blocks and muon["param_groups"][0]["momentum"] == 0.95
+    assert len(muon["state"]) == number and muon["param_groups"][0]["momentum"] == 0.95
     assert "betas" in adamw["param_groups"][0]
 
 
@@ -213,6 +213,15 @@ def test_muon_trains_the_matrices_of_dall_es_blocks_and_nothing_else():
     layers = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2")
     matrices = [f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers]
     assert_shared_out(model, make_optimizers(model, TRAINING, model.blocks), matrices)
+
+
+def test_muon_trains_the_filters_of_the_dvaes_blocks_and_nothing_else():
+    model = DiscreteVAE(DVAEConfig(hidden_dim=8, codebook_size=16))
+    outside = {"encoder.0", "encoder.7", "codebook", "decoder.6"}  # the first convolution, the logits, the pixels
+    assert outside <= {name for name, _ in model.named_modules()}
+    filters = {name for name, p in model.named_parameters() if p.ndim > 1 and name[: -len(".weight")] not in outside}
+    assert {"encoder.1.residual.1.weight", "encoder.3.skip.weight", "decoder.0.residual.7.weight"} <= filters
+    assert_shared_out(model, make_optimizers(model, TRAINING, model.blocks), filters)
 
 
 def test_muon_trains_the_matrices_of_clips_blocks_and_nothing_else():

@@ -173,7 +173,7 @@ def test_help_explains_each_flag(name):
 
 def test_help_shows_the_numbers_of_the_preset_and_flags_are_not_guessed():
     help_of = {p: succeeds("lesson_08/train_dvae.py", "--preset", p, "--help").stdout for p in ("small", "large")}
-    assert "2200" in help_of["small"] and "30000" in help_of["large"] and "2200" not in help_of["large"]
+    assert "1400" in help_of["small"] and "30000" in help_of["large"] and "1400" not in help_of["large"]
     refused(script("lesson_08/train_dvae.py", "--num_training", 1), "unrecognized arguments: --num_training")
 
 

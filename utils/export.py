@@ -55,7 +55,7 @@ def export_checkpoint(checkpoint: dict, path: Path) -> str:
 def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("folder", type=Path, help="such as lesson_08/pretrained/mnist")
-    parser.add_argument("checkpoints", nargs="+", help="such as output/dvae/dvae-2200.pt output/dall_e/dall_e-1600.pt")
+    parser.add_argument("checkpoints", nargs="+", help="such as output/dvae/dvae-1400.pt output/dall_e/dall_e-2400.pt")
     return parser.parse_args()
 
 
