@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.figures import add_names
 from utils.checkpoints import newest_checkpoint
 from utils.cli import ArgumentParser, UserError, start
 from utils.datasets import add_data_flags
@@ -124,14 +125,9 @@ def draw(failure: Failure, name: str, args) -> None:
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("failures", nargs="*", metavar="FAILURE", help=f"of {', '.join(FAILURES)} (default: all)")
+    add_names(parser, "failure", FAILURES)
     add_data_flags(parser)
-    args = parser.parse_args()
-    args.failures = args.failures or list(FAILURES)
-    for name in args.failures:
-        if name not in FAILURES:
-            raise UserError(f"there is no failure {name}, but {', '.join(FAILURES)}.")
-    return args
+    return parser.parse_args()
 
 
 def break_and_run(failure: Failure, root: Path, args) -> Path:

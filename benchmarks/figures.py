@@ -14,16 +14,21 @@ from utils.scoring import check_digits
 OF_DIGITS = {"embeddings", "noise", "guidance", "steps", "tokens", "sampling"}  # their captions are asked for
 
 
-def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
-    """The names of figures to draw, {name: the function that draws it}, of which data, and where to."""
+def add_names(parser: ArgumentParser, what: str, names: dict) -> None:
+    """Which of `names` are asked for, as args.figures where `what` is "figure", and so on: all of them by default."""
 
-    def figure(name: str) -> str:
-        if name not in figures:
-            raise ArgumentTypeError(f"there is no figure {name}, but {', '.join(figures)}")
+    def known(name: str) -> str:
+        if name not in names:
+            raise ArgumentTypeError(f"there is no {what} {name}, but {', '.join(names)}")
         return name
 
-    some = f"of {', '.join(figures)} (default: all)"
-    parser.add_argument("figures", type=figure, nargs="*", metavar="FIGURE", help=some)
+    of_them = f"of {', '.join(names)} (default: all)"
+    parser.add_argument(f"{what}s", type=known, nargs="*", default=list(names), metavar=what.upper(), help=of_them)
+
+
+def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) -> None:
+    """The names of figures to draw, {name: the function that draws it}, of which data, and where to."""
+    add_names(parser, "figure", figures)
     parser.add_argument("--output_dir", type=new_folder, default=output_dir, help="where the figures go")
     add_data_flags(parser)
 
@@ -31,14 +36,13 @@ def add_figure_flags(parser: ArgumentParser, figures: dict, output_dir: Path) ->
 def draw_figures(figures: dict, pipeline, device, args) -> None:
     """Call figures[name](pipeline, test set, folder) for each name that was asked for. Raises UserError for a figure of
     digits where the images are others."""
-    names = args.figures or list(figures)
     _, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, device)
-    for name in OF_DIGITS.intersection(names):
+    for name in OF_DIGITS.intersection(args.figures):
         check_digits(source, f"The figure {name}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for name in args.figures:
         figures[name](pipeline, test_set, args.output_dir)
-    print(f"{', '.join(names)}: drawn to {args.output_dir}")
+    print(f"{', '.join(args.figures)}: drawn to {args.output_dir}")
 
 
 def save_rows(rows: dict[str, Tensor], path: Path, captions: list[str] | None = None, cell: float = 0.45) -> None:

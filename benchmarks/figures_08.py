@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lesson_08.dall_e import attention_masks
 from lesson_08.dvae import DiscreteVAE, DVAEConfig, map_pixels, tau_schedule, unmap_pixels
 from einops import rearrange
-from figures import add_figure_flags, draw_figures, save_rows
+from benchmarks.figures import add_figure_flags, draw_figures, save_rows
 from lesson_08.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from utils.checkpoints import checkpoints_in, load_checkpoint, load_model
 from utils.cli import ArgumentParser, arguments_for, start

@@ -12,7 +12,7 @@ from lesson_17.diffusion import Diffusion, guided
 from lesson_17.diffusion_decoder import from_x_0, shrink, to_x_0
 from lesson_17.diffusion_prior import draw_image_embed
 from lesson_17.edit_mnist import principal_components
-from figures import add_figure_flags, draw_figures, save_rows
+from benchmarks.figures import add_figure_flags, draw_figures, save_rows
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 from torch import Tensor

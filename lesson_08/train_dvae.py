@@ -45,7 +45,7 @@ def main() -> None:
             tau = tau_schedule(progress)
             with run.autocast():
                 loss, metrics = dvae(images, tau, kl_weight_schedule(progress))
-            run.update(loss, **metrics, tau=tau)  # backward, clipping, learning rate, Muon, averaging, log
+            run.update(loss, **metrics, tau=tau)  # backward, clipping, learning rate, optimizers, averaging, log
 
             if run.is_due(training.sample_every):
                 with run.evaluation() as averaged:  # with the averaged weights, where the preset keeps them
