@@ -1,9 +1,11 @@
 """Fixtures that several files of tests share; and one thread for each process, as the tests themselves run side by side."""
 
+import functools
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -18,6 +20,14 @@ quick = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped
 settings.register_profile("few", max_examples=25, **quick)
 settings.register_profile("many", max_examples=300, **quick)  # pytest --hypothesis-profile many
 settings.load_profile("few")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_read_once():
+    """Most scripts here read the embedded digits from a table of text, which takes a quarter of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "loadtxt", functools.cache(np.loadtxt))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The rooms around the core: which files each is, its tests included, and a copy of the repository without some of them.
 
 `python tests/rooms.py` takes each away in turn, and at last all of them, and runs the core's scripts and all of its tests; that
-takes an hour. tests/test_rooms.py does what fits into a minute or two.
+takes an hour. tests/test_rooms.py does what fits into half a minute.
 """
 
 import shutil
@@ -47,7 +47,6 @@ ROOMS = {
     "export": ["utils/export.py", "tests/test_export.py"],
     "animations": ["utils/gif.py", "tests/test_gif.py"],
 }
-QUICK = [f"tests/test_{name}.py" for name in "bpe dvae dall_e clip diffusion unclip run data".split()]
 # About the whole house, and so not the core's.
 OF_THE_HOUSE = [
     "tests/test_readmes.py",
