@@ -115,11 +115,9 @@ def guidance(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> Non
 
 def steps(pipeline: Pipeline, test_set: CaptionedImages, folder: Path) -> None:
     """The same seeds in few and many steps, by DDIM and by DDPM."""
-    ways = [("ddim", number) for number in (1, 2, 5, 10, 20, 50)] + [
-        ("ddpm", number) for number in (5, 10, 20, 50, 250)
-    ]
+    ways = [(0.0, number) for number in (1, 2, 5, 10, 20, 50)] + [(1.0, number) for number in (5, 10, 20, 50, 250)]
     save_rows(
-        {f"{name}, {number} steps": draw_words(pipeline, sampler=name, sampling_steps=number) for name, number in ways},
+        {f"eta {eta:g}, {number} steps": draw_words(pipeline, eta=eta, sampling_steps=number) for eta, number in ways},
         folder / "steps.png",
         TWO_EACH,
     )

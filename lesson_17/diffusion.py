@@ -96,14 +96,6 @@ class Diffusion(nn.Module):
             return predicted, (x_t - a_t * predicted) / b_t
         return (x_t - b_t * predicted) / a_t, predicted
 
-    def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x_s for an s < t, given x_0 and x_t: DDPM, equations (6) and (7), for any step back."""
-        a_t, b_t = self.at(t, x_t)
-        a_s, b_s = self.at(s, x_t)
-        alpha = (a_t / a_s) ** 2  # of the steps from s to t together
-        mean = (a_s * (1 - alpha) * x_0 + alpha.sqrt() * b_s**2 * x_t) / b_t**2
-        return mean, (1 - alpha) * b_s**2 / b_t**2
-
     def timesteps(self, num_steps: int) -> list[Tensor]:
         """num_steps + 1 timesteps, at most T + 1, from T to 0, evenly spaced; on the CPU, so that no look at one waits."""
         return list(torch.linspace(self.num_timesteps, 0, min(num_steps, self.num_timesteps) + 1).round().long())
@@ -111,30 +103,30 @@ class Diffusion(nn.Module):
     @torch.no_grad()
     def sample(
         self, network: Callable, x_T: Tensor, num_steps: int,
-        sampler: str = "ddim", eta: float = 0.0, randn: Callable = torch.randn, x_0_range: float = math.inf,
+        eta: float = 0.0, randn: Callable = torch.randn, x_0_range: float = math.inf,
     ) -> Tensor:  # fmt: skip
         """Noise x_T (B, ...) to samples, in num_steps calls of network(x_t, t).
 
-        sampler: "ddpm" draws x_s from its posterior (DDPM, algorithm 2); "ddim" mixes the predicted x_0 and eps as at
-        s, with a fraction `eta` of fresh noise: 0 none, 1 as much as DDPM. randn(shape) draws that noise. The predicted
-        x_0 is clamped to +-x_0_range.
+        eta: how much fresh noise a step adds; 0 is none, which is DDIM, and 1 is DDPM (algorithm 2). randn(shape) draws
+        that noise. The predicted x_0 is clamped to +-x_0_range.
         """
         x, steps = x_T, self.timesteps(num_steps)
         for t, s in zip(steps, steps[1:]):
-            x, _ = self.step(network, x, t, s, sampler, eta, randn, x_0_range)
+            x, _ = self.step(network, x, t, s, eta, randn, x_0_range)
         return x
 
     def step(
-        self, network: Callable, x_t: Tensor, t: Tensor, s: Tensor, sampler: str, eta: float, randn: Callable, x_0_range
+        self, network: Callable, x_t: Tensor, t: Tensor, s: Tensor, eta: float, randn: Callable, x_0_range: float
     ) -> tuple[Tensor, Tensor]:
-        """One step of `sample`, from x_t to x_s for an s < t: x_s and the predicted x_0, (B, ...) each."""
+        """One step of `sample`, from x_t to x_s for an s < t: x_s and the predicted x_0, (B, ...) each. DDIM, equation
+        (12), with sigma of equation (16)."""
         x_0, eps = self.predict(network, x_t, t, x_0_range)
-        if sampler == "ddpm":
-            x_s, variance = self.q_posterior(x_0, x_t, t, s)
-        else:
-            x_s, variance = self.ddim_step(x_0, eps, t, s, eta)
-        if (sampler == "ddpm" or eta > 0) and s > 0:
-            x_s = x_s + variance.sqrt() * randn(x_s.shape).to(x_s)
+        a_t, b_t = self.at(t, x_t)
+        a_s, b_s = self.at(s, x_t)
+        sigma = eta * b_s / b_t * (1 - (a_t / a_s) ** 2).sqrt()
+        x_s = a_s * x_0 + (b_s**2 - sigma**2).clamp(min=0).sqrt() * eps  # by rounding it can be below 0
+        if eta > 0 and s > 0:
+            x_s = x_s + sigma * randn(x_s.shape).to(x_s)
         return x_s, x_0
 
     def predict(self, network: Callable, x_t: Tensor, t: Tensor, x_0_range: float) -> tuple[Tensor, Tensor]:
@@ -145,13 +137,6 @@ class Diffusion(nn.Module):
             a_t, b_t = self.at(t, x_t)
             eps = (x_t - a_t * x_0) / b_t
         return x_0, eps
-
-    def ddim_step(self, x_0: Tensor, eps: Tensor, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of x_s for an s < t: DDIM, equation (12), with sigma of equation (16)."""
-        a_t, b_t = self.at(t, x_0)
-        a_s, b_s = self.at(s, x_0)
-        sigma = eta * b_s / b_t * (1 - (a_t / a_s) ** 2).sqrt()
-        return a_s * x_0 + (b_s**2 - sigma**2).sqrt() * eps, sigma**2
 
 
 def guided(model: Callable, guidance_scale: float, *conditions) -> Callable:

@@ -125,12 +125,13 @@ class Decoder(nn.Module):
 @torch.no_grad()
 def decode_image_embed(
     decoder: Decoder, image_embed: Tensor, text_encodings: Tensor | None, x_T: Tensor,
-    guidance_scale: float = 1.0, num_steps: int = 20, x_0_range: float = 1.0, **sampler,
+    guidance_scale: float = 1.0, num_steps: int = 20, x_0_range: float = 1.0, **noise,
 ) -> Tensor:  # fmt: skip
     """Decode CLIP image embeddings (B, E) of length 1, with their captions' text_encodings (B, T, text width) or None,
-    from noise x_T (B, C, H, H) to images (B, C, H, H) in [0, 1]. `sampler` goes to Diffusion.sample."""
+    from noise x_T (B, C, H, H) to images (B, C, H, H) in [0, 1]. `noise`, eta and randn, goes to
+    Diffusion.sample."""
     network = guided(decoder, guidance_scale, image_embed, text_encodings)
-    return from_x_0(decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **sampler))
+    return from_x_0(decoder.diffusion.sample(network, x_T, num_steps, x_0_range=x_0_range, **noise))
 
 
 def shrink(images: Tensor, size: int) -> Tensor:

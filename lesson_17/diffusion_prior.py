@@ -109,18 +109,18 @@ class DiffusionPrior(nn.Module):
 @torch.no_grad()
 def draw_image_embed(
     prior: DiffusionPrior, text_embed: Tensor, text_encodings: Tensor,
-    guidance_scale: float = 1.0, num_steps: int = 20, randn: Callable = torch.randn, **sampler,
+    guidance_scale: float = 1.0, num_steps: int = 20, randn: Callable = torch.randn,
 ) -> Tensor:  # fmt: skip
     """Captions' text_embed (B, E) and text_encodings (B, T, width) to CLIP image embeddings of length 1, (B, E).
 
     Two are drawn for each caption, and the one with the larger product with its text embedding is kept (section 2.2).
-    randn(shape) draws noise; `sampler` goes to Diffusion.sample.
+    randn(shape) draws their noise x_T; the steps add none (DDIM).
     """
     network = guided(prior, guidance_scale, text_embed, text_encodings)
 
     def draw() -> Tensor:
         x_T = randn(text_embed.shape).to(text_embed)
-        return prior.unscale(prior.diffusion.sample(network, x_T, num_steps, randn=randn, **sampler))
+        return prior.unscale(prior.diffusion.sample(network, x_T, num_steps))
 
     first, second = draw(), draw()
     better = (second * text_embed).sum(dim=-1) > (first * text_embed).sum(dim=-1)

@@ -96,8 +96,8 @@ def corrupt(small: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def upsample(upsampler: Upsampler, small: Tensor, x_T: Tensor, num_steps: int = 20, **sampler) -> Tensor:
-    """Images (B, C, H, H) in [0, 1] that show what small images (B, C, S, S) in [0, 1] do, from noise x_T (B, C, H, H);
-    `sampler` goes to Diffusion.sample."""
+def upsample(upsampler: Upsampler, small: Tensor, x_T: Tensor, num_steps: int = 20) -> Tensor:
+    """Images (B, C, H, H) in [0, 1] that show what small images (B, C, S, S) in [0, 1] do, from noise x_T (B, C, H, H),
+    by DDIM as in the paper (appendix C)."""
     network = partial(upsampler, small=small)
-    return from_x_0(upsampler.diffusion.sample(network, x_T, num_steps, x_0_range=1.0, **sampler))
+    return from_x_0(upsampler.diffusion.sample(network, x_T, num_steps, x_0_range=1.0))

@@ -254,10 +254,10 @@ def split(pipeline: Pipeline, images: CaptionedImages, num_steps: int) -> tuple[
     return x_0, z_i, invert(pipeline.decoder.diffusion, network, to_x_0(x_0), num_steps)
 
 
-def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, guidance_scale=1.0, **sampler) -> Tensor:
+def decode(decoder: Decoder, z_i: Tensor, x_T: Tensor, num_steps: int, guidance_scale=1.0, **noise) -> Tensor:
     """Images (B, C, H, H) in [0, 1] of z_i (B, E) and x_T (B, C, H, H), without caption. The predicted x_0 is not cut off on
     the way, as it is not in `split`: then eta 0, without guidance, gives the image back."""
-    return decode_image_embed(decoder, z_i, None, x_T, guidance_scale, num_steps, math.inf, **sampler)
+    return decode_image_embed(decoder, z_i, None, x_T, guidance_scale, num_steps, math.inf, **noise)
 
 
 def principal_components(z_i: Tensor) -> tuple[Tensor, Tensor]:
@@ -362,11 +362,9 @@ def repaint(
     x = randn(x_0.shape).to(x_0)
     steps = diffusion.timesteps(num_steps)
     for t, s in zip(steps, steps[1:]):
-        a_t, b_t = diffusion.at(t, x)
-        a_s, b_s = diffusion.at(s, x)
+        (a_s, b_s), (a_t, _) = diffusion.at(s, x), diffusion.at(t, x)
         for _ in range(num_repeats):
-            mean, variance = diffusion.q_posterior(diffusion.predict(network, x, t, x_0_range)[0], x, t, s)
-            drawn = mean + variance.sqrt() * randn(x.shape).to(x)
+            drawn, _ = diffusion.step(network, x, t, s, 1.0, randn, x_0_range)
             x_s = torch.where(known, a_s * x_0 + b_s * randn(x.shape).to(x), drawn)
             alpha = (a_t / a_s) ** 2
             x = alpha.sqrt() * x_s + (1 - alpha).sqrt() * randn(x.shape).to(x)

@@ -93,7 +93,7 @@ def enlarger(pipeline: Pipeline, image_size: int, args):
     from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 
     upsamplers = load_upsamplers(size, pipeline.decoder.config.image_channels, models_folder(args.models))
-    return partial(upsample_all, upsamplers, num_steps=args.sampling_steps, sampler=args.sampler)
+    return partial(upsample_all, upsamplers, num_steps=args.sampling_steps)
 
 
 def upsampler_files(pipeline: Pipeline, image_size: int, args) -> dict[str, str]:
@@ -147,7 +147,7 @@ def decoder_rows(pipeline: Pipeline, judge: Judge, held_out: EmbeddedImages, enl
     rows.append(Row("decoder, loss", mean, f"{mean:.4f}", "the mean of these"))
 
     if judge.reader:
-        settings = {"num_steps": sampling["sampling_steps"], "sampler": sampling["sampler"], "eta": sampling["eta"]}
+        settings = {"num_steps": sampling["sampling_steps"], "eta": sampling["eta"]}
 
         def decode(image_embed: Tensor, encodings: Tensor, x_T: Tensor) -> Tensor:
             return decode_image_embed(decoder, image_embed, encodings, x_T, sampling["guidance_scale"], **settings)

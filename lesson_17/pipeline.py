@@ -15,7 +15,7 @@ from utils.machine import get_device
 from utils.samples import SeededNoise, add_checkpoint_flags
 
 DEFAULT_SAMPLING = {
-    "prior_guidance_scale": 1.0, "guidance_scale": 1.25, "sampling_steps": 20, "sampler": "ddim", "eta": 0.5,
+    "prior_guidance_scale": 1.0, "guidance_scale": 1.25, "sampling_steps": 20, "eta": 0.5,
 }  # fmt: skip
 
 
@@ -30,8 +30,7 @@ def add_sampling_flags(parser: ArgumentParser) -> None:
     add("--guidance_scale", type=scale, help="how much the decoder exaggerates embedding and caption; 1: not at all")
     add("--prior_guidance_scale", type=scale, help="how much the prior exaggerates the caption; 1: not at all")
     add("--sampling_steps", type=bounded(int, 1, 1000), help="of each diffusion model; more is finer and slower")
-    add("--sampler", choices=["ddim", "ddpm"], help="ddpm adds noise on the way and wants more steps, ddim does not")
-    add("--eta", type=bounded(float, 0, 1), help="fresh noise of the decoder's ddim steps: 0 none, 1 as much as ddpm")
+    add("--eta", type=bounded(float, 0, 1), help="fresh noise in the decoder's steps: 0 is none (DDIM), 1 is DDPM")
     parser.set_defaults(**DEFAULT_SAMPLING)
 
 
@@ -77,28 +76,26 @@ class Pipeline:
 
     def draw(
         self, prompts: list[str], seeds: list[int],
-        prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, sampler: str, eta: float,
+        prior_guidance_scale: float, guidance_scale: float, sampling_steps: int, eta: float,
     ) -> Tensor:  # fmt: skip
         """One image per prompt, (B, C, H, H) in [0, 1], decided by its prompt, its seed and the other arguments."""
 
         def draw_chunk(prompts: list[str], seeds: list[int]) -> Tensor:
-            settings = {"num_steps": sampling_steps, "sampler": sampler, "randn": SeededNoise(seeds).randn}
-            image_embed, text_encodings, x_T = self.inputs(prompts, prior_guidance_scale, **settings)
+            randn = SeededNoise(seeds).randn
+            image_embed, text_encodings, x_T = self.inputs(prompts, prior_guidance_scale, sampling_steps, randn)
             return decode_image_embed(
-                self.decoder, image_embed, text_encodings, x_T, guidance_scale, eta=eta, **settings
+                self.decoder, image_embed, text_encodings, x_T, guidance_scale, sampling_steps, eta=eta, randn=randn
             )
 
         return map_in_chunks(draw_chunk, prompts, seeds, batch_size=128)
 
     def inputs(
-        self, prompts: list[str], prior_guidance_scale: float, randn: Callable, **settings
+        self, prompts: list[str], prior_guidance_scale: float, num_steps: int, randn: Callable
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decoder's inputs for prompts: image embeddings (B, E) from the prior, the prompts' token encodings (B, T,
-        D), and noise x_T (B, C, H, H). randn(shape) draws all noise; `settings` go to Diffusion.sample."""
+        D), and noise x_T (B, C, H, H). randn(shape) draws all noise."""
         text_embed, text_encodings = self.clip.encode_prompts(prompts, self.device)
-        image_embed = draw_image_embed(
-            self.prior, text_embed, text_encodings, prior_guidance_scale, randn=randn, **settings
-        )
+        image_embed = draw_image_embed(self.prior, text_embed, text_encodings, prior_guidance_scale, num_steps, randn)
         c = self.decoder.config
         x_T = randn((len(prompts), c.image_channels, c.image_size, c.image_size)).to(self.device)
         return image_embed, text_encodings, x_T

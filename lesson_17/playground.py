@@ -121,13 +121,12 @@ class Playground:
             with gr.Column(scale=1, min_width=260):
                 seed = seed_field()
                 sampling = sliders(SLIDERS, DEFAULT_SAMPLING)
-                eta = slider(0, 1, DEFAULT_SAMPLING["eta"], 0.1, "eta of the decoder's ddim")
-                sampler = gr.Radio(["ddim", "ddpm"], value=DEFAULT_SAMPLING["sampler"], label="Sampler")
+                eta = slider(0, 1, DEFAULT_SAMPLING["eta"], 0.1, "Fresh noise (eta)")
             with gr.Column(scale=2, min_width=300):
                 shown = gr.Image(alt_text="x_t above the x_0 that is predicted of it", **PICTURE)
                 gr.Markdown("Above: x_t, from noise to picture. Below: the x_0 that the decoder predicts of it.")
         embeddings = gr.State()
-        inputs, outputs = [prompt, seed, *sampling, eta, sampler], [shown, embeddings]
+        inputs, outputs = [prompt, seed, *sampling, eta], [shown, embeddings]
         gr.on([button.click, prompt.submit], self.draw, inputs, outputs, **ONE_AT_A_TIME)
         settings = [setting.change for setting in inputs[1:]]
         gr.on([page.load, *settings], self.redraw, inputs, outputs, trigger_mode="always_last", **ONE_AT_A_TIME)
@@ -171,22 +170,19 @@ class Playground:
             fields = [gr.Textbox(captions[i % len(captions)], label=label) for i, label in zip((3, 8), labels)]
             return *fields, seed_field()
 
-    def draw(self, prompt: str, seed: int, num_steps: int, scale: float, prior_scale: float, eta: float, sampler: str):
+    def draw(self, prompt: str, seed: int, num_steps: int, scale: float, prior_scale: float, eta: float):
         """Step by step, x_t above the predicted x_0 (PIL image), and the embeddings (B, E) that the decoder was given."""
         with in_a_sentence():
             pipeline, diffusion, prompt = self.pipeline, self.pipeline.decoder.diffusion, self.asked(prompt)
             randn = SeededNoise([(seed or 0) + i for i in range(NUM_SHOWN)]).randn
-            how = {"sampler": sampler, "randn": randn}
-            image_embed, text_encodings, x = pipeline.inputs(
-                [prompt] * NUM_SHOWN, prior_scale, num_steps=num_steps, **how
-            )
+            image_embed, text_encodings, x = pipeline.inputs([prompt] * NUM_SHOWN, prior_scale, num_steps, randn)
             network, steps = (
                 guided(pipeline.decoder, scale, image_embed, text_encodings),
                 diffusion.timesteps(num_steps),
             )
             for t, s in zip(steps, steps[1:]):
                 with torch.no_grad():
-                    x, x_0 = diffusion.step(network, x, t, s, x_0_range=1.0, eta=eta, **how)
+                    x, x_0 = diffusion.step(network, x, t, s, eta, randn, x_0_range=1.0)
                 yield picture(torch.cat([from_x_0(x), from_x_0(x_0)]), NUM_SHOWN), image_embed
 
     def redraw(self, *inputs):

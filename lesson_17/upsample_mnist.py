@@ -27,7 +27,6 @@ def main() -> None:
         "--models", metavar="MODELS", help="holds the models, each in a folder of its own (default: output)"
     )
     parser.add_argument("--sampling_steps", type=bounded(int, 1, 1000), default=20, help="of each up-sampler")
-    parser.add_argument("--sampler", choices=["ddim", "ddpm"], default="ddim", help="as in generate_mnist.py")
     parser.add_argument("--output_dir", type=new_folder, help="where the images go (default: FOLDER/upsampled)")
     args = parser.parse_args()
     images, rows = read_images(args.folder)
@@ -39,7 +38,7 @@ def main() -> None:
     upsamplers = load_upsamplers(images.shape[-1], images.shape[1], models_folder(args.models))
     Threads().choose()
     seeds = [seed_of(row, i) for i, row in enumerate(rows)]
-    images = upsample_all(upsamplers, images, seeds, args.sampling_steps, args.sampler)
+    images = upsample_all(upsamplers, images, seeds, args.sampling_steps)
     prompts, folder = [row["prompt"] for row in rows], args.output_dir or args.folder / "upsampled"
     write_images(images, prompts, seeds, folder)
     save_grid(images, folder / "grid.png", min(COLUMNS, len(images)), prompts)
@@ -77,9 +76,7 @@ def load_upsamplers(size: int, channels: int, models: Path) -> list[Upsampler]:
     return upsamplers
 
 
-def upsample_all(
-    upsamplers: list[Upsampler], images: Tensor, seeds: list[int], num_steps: int, sampler: str = "ddim"
-) -> Tensor:
+def upsample_all(upsamplers: list[Upsampler], images: Tensor, seeds: list[int], num_steps: int) -> Tensor:
     """Images (B, C, S, S) in [0, 1] through all up-samplers, (B, C, H, H), each a function of its image and its seed."""
 
     def chunk(images: Tensor, seeds: list[int]) -> Tensor:
@@ -87,7 +84,7 @@ def upsample_all(
         for upsampler in upsamplers:
             c = upsampler.config
             x_T = randn((len(images), c.image_channels, c.image_size, c.image_size)).to(images)
-            images = upsample(upsampler, images, x_T, num_steps, sampler=sampler, randn=randn)
+            images = upsample(upsampler, images, x_T, num_steps)
         return images
 
     return map_in_chunks(chunk, images, seeds, batch_size=100)

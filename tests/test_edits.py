@@ -205,7 +205,7 @@ def decoded(monkeypatch):
     """Which z_i and x_T a mode has decoded."""
     pairs = []
 
-    def spy(decoder, z_i, x_T, num_steps, *sampler, **more):
+    def spy(decoder, z_i, x_T, num_steps, *noise, **more):
         pairs.append((z_i, x_T))
         return torch.zeros_like(x_T)
 
