@@ -65,17 +65,18 @@ def main() -> None:
 
 
 def draw(decoder, z_i: Tensor, encodings: Tensor, x_t: Tensor, first_t: int) -> Tensor:
-    """x_0 (B, C, H, H) from x_t (B, C, H, H) at first_t, by the default steps of DDIM."""
+    """x_0 (B, C, H, H) from x_t (B, C, H, H) at first_t, by the default steps with the default noise."""
     steps = [t for t in decoder.diffusion.timesteps(DEFAULT_SAMPLING["sampling_steps"]) if t <= first_t]
 
-    def chunk(z_i: Tensor, encodings: Tensor, x: Tensor) -> Tensor:
-        network = guided(decoder, 1.0, z_i, encodings)
+    def chunk(z_i: Tensor, encodings: Tensor, x: Tensor, seeds: list[int]) -> Tensor:
+        network, randn = guided(decoder, 1.0, z_i, encodings), SeededNoise(seeds).randn
         with torch.no_grad():
             for t, s in zip(steps, steps[1:]):
-                x, _ = decoder.diffusion.step(network, x, t, s, 0.0, torch.randn, 1.0)
+                x, _ = decoder.diffusion.step(network, x, t, s, DEFAULT_SAMPLING["eta"], randn, 1.0)
         return x
 
-    return map_in_chunks(chunk, z_i, encodings, x_t, batch_size=128)
+    fresh = list(range(len(x_t), 2 * len(x_t)))  # other seeds than those of x_t
+    return map_in_chunks(chunk, z_i, encodings, x_t, fresh, batch_size=128)
 
 
 def margins(pipeline: Pipeline, held_out: EmbeddedImages) -> Tensor:

@@ -78,8 +78,8 @@ FAILURES = {
     "unscaled": Failure(
         "lesson_17",
         [
-            "python lesson_17/train_prior.py --clip_checkpoint output/clip/clip-1200.pt --output_dir output/broken",
-            "python lesson_17/generate_mnist.py --prompts two seven --num_samples 10 --prior_checkpoint output/broken/prior/prior-2400.pt",
+            "python lesson_17/train_prior.py --clip_checkpoint output/clip/clip-1800.pt --output_dir output/broken",
+            "python lesson_17/generate_mnist.py --prompts two seven --num_samples 10 --prior_checkpoint output/broken/prior/prior-1200.pt",
         ],
         DRAWN_17,
         [("train_prior.py", "prior.fit_scale(embedded.image_embed)", "pass")],

@@ -34,19 +34,19 @@ if LESSON == "lesson_08":
 else:
     from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 
-    PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0, "eta": 0.0}
+    PLAIN = {**DEFAULT_SAMPLING, "prior_guidance_scale": 1.0, "guidance_scale": 1.0}
 
     def default_but(**change) -> dict:
         """The default settings with one changed, which comes first, as it names the point."""
         return change | DEFAULT_SAMPLING | change
 
     SETTINGS = {
-        "guidance_scale": [{"guidance_scale": scale} for scale in (1.0, 1.25, 1.5, 3.0)],
-        "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.25, 1.5, 2.0)],
+        "eta": [{"eta": eta} for eta in (0.0, 0.5, 1.0)],
+        "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.1, 1.25, 1.5)],
+        "guidance_scale, eta 1": [{"guidance_scale": scale, "eta": 1.0} for scale in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)],
         "prior_guidance_scale, the defaults else": [
             default_but(prior_guidance_scale=scale) for scale in (1.0, 1.5, 3.0)
         ],
-        "eta": [{"eta": eta} for eta in (0.0, 0.5, 1.0)],
         "sampling_steps, the defaults else": [default_but(sampling_steps=steps) for steps in (5, 10, 20, 40)],
     }
 

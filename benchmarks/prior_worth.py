@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lesson_17.diffusion import guided
 from lesson_17.diffusion_decoder import decode_image_embed
 from lesson_17.diffusion_prior import draw_image_embed
-from lesson_17.pipeline import Pipeline, add_model_flags
+from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import map_in_chunks
@@ -34,20 +34,17 @@ def main() -> None:
     asked = judge.draw(lambda prompts, seeds: torch.zeros(len(prompts), 0), args.num_samples).groups
     prompts = list(asked.values())[-1]
     text_embed, text_encodings = pipeline.clip.encode_prompts(prompts, pipeline.device)
-    c = pipeline.decoder.config
-    x_T = (
-        SeededNoise(list(range(len(prompts))))
-        .randn((len(prompts), c.image_channels, c.image_size, c.image_size))
-        .to(pipeline.device)
-    )
-    rows = []
+    c, seeds, rows = pipeline.decoder.config, list(range(len(prompts))), []
     for name, z_i in embeddings(pipeline, prompts, text_embed, text_encodings, train_set, test_set).items():
         for caption in (False, True):
 
-            def draw(z_i: Tensor, encodings: Tensor, x_T: Tensor, caption=caption) -> Tensor:
-                return decode_image_embed(pipeline.decoder, z_i, encodings if caption else None, x_T)
+            def draw(z_i: Tensor, encodings: Tensor, seeds: list[int], caption=caption) -> Tensor:
+                randn = SeededNoise(seeds).randn
+                x_T = randn((len(z_i), c.image_channels, c.image_size, c.image_size)).to(z_i)
+                how = {"eta": DEFAULT_SAMPLING["eta"], "randn": randn}
+                return decode_image_embed(pipeline.decoder, z_i, encodings if caption else None, x_T, **how)
 
-            images = map_in_chunks(draw, z_i, text_encodings, x_T, batch_size=128)
+            images = map_in_chunks(draw, z_i, text_encodings, seeds, batch_size=128)
             right = torch.stack(list(judge.right(images, prompts).values())).all(dim=0).float().mean().item()
             frechet_distance, diversity = judge.closeness(images, prompts)
             row = {"embedding": name, "caption": caption, "accuracy": right}

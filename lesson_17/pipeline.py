@@ -15,7 +15,7 @@ from utils.machine import get_device
 from utils.samples import SeededNoise, add_checkpoint_flags
 
 DEFAULT_SAMPLING = {
-    "prior_guidance_scale": 1.0, "guidance_scale": 1.25, "sampling_steps": 20, "eta": 0.5,
+    "prior_guidance_scale": 1.0, "guidance_scale": 1.1, "sampling_steps": 20, "eta": 1.0,
 }  # fmt: skip
 
 

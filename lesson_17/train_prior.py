@@ -21,7 +21,7 @@ from utils.samples import COLUMNS, sample_captions
 from utils.training import TrainingConfig, build_model, with_sizes
 
 TRAINING = {  # steps, images a step, learning rate
-    "small": TrainingConfig(2400, 256, 2e-3, ema_decay=0.99, sample_every=600),
+    "small": TrainingConfig(1200, 256, 2e-3, ema_decay=0.99, sample_every=300),
     "large": TrainingConfig(30_000, 256, 1e-3, ema_decay=0.999, save_every=5000, sample_every=2500),
     "paper": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, ema_decay=0.9999),
 }

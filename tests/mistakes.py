@@ -1350,6 +1350,13 @@ MISTAKES = [
         ".intersection(self.words))",
     ),
     Mistake(
+        "training",
+        "lesson_17/train_clip.py",
+        "CLIP is trained on distorted images",
+        "images = distort(train_set.images(index))",
+        "images = train_set.images(index)",
+    ),
+    Mistake(
         "drawing",
         "lesson_17/diffusion_prior.py",
         "the better of two embeddings is kept",

@@ -12,6 +12,7 @@ from transformers import CLIPModel
 from lesson_17 import frozen_clip
 from lesson_17.clip import CLIP, CLIP_PRESETS, CLIPConfig, contrastive_loss, valid_pairs
 from lesson_17.frozen_clip import FrozenCLIP, tokenize
+from lesson_17.train_clip import distort
 from utils.bpe import PAD_ID, Tokenizer
 
 CONFIG = CLIPConfig(
@@ -202,6 +203,30 @@ def test_impossible_sizes_are_refused(wrong):
 def test_sizes_out_of_range_are_refused(name, size):
     with pytest.raises(ValueError):
         CLIPConfig(**{name: size})
+
+
+def test_images_are_distorted_a_little_and_each_in_its_own_way(monkeypatch):
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 28, 28)
+    images[..., 8:20, 12:16] = 1.0  # an upright bar
+    x = distort(images)
+    assert x.min() >= 0 and x.max() <= 1 and len(x.flatten(1).unique(dim=0)) == 200
+    places = torch.arange(28.0) - 13.5
+    mass = x.sum(dim=(1, 2, 3))
+    across, down = (x.sum(dim=(1, dim)) @ places / mass for dim in (2, 3))
+    for shift in (across, down):  # up to 0.15 half sides, as often to either side
+        assert 1.5 < shift.abs().max() < 2.8 and shift.mean().abs() < 0.3
+    size = (mass / images[0].sum()).sqrt()
+    assert 0.84 < size.min() < 0.9 and 1.1 < size.max() < 1.2
+    x = x[:, 0]
+    slant = torch.stack([(row @ places / row.sum(dim=-1).clamp(min=1e-6))[[10, 17]].diff()[0] / 7 for row in x]).atan()
+    assert 0.1 < slant.max() < 0.2 and -0.2 < slant.min() < -0.1
+    monkeypatch.setattr("lesson_17.train_clip.DISTORTION", 0.0)
+    torch.testing.assert_close(distort(images), images, atol=1e-5, rtol=0)
+
+
+def test_what_is_beyond_the_edge_looks_like_the_edge():
+    torch.testing.assert_close(distort(torch.full((8, 3, 28, 28), 0.7)), torch.full((8, 3, 28, 28), 0.7))
 
 
 def test_paper_preset_has_the_size_of_vit_h():
