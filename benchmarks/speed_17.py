@@ -12,6 +12,7 @@ from lesson_17.clip import CLIP
 from lesson_17.diffusion_decoder import Decoder, decode_image_embed
 from lesson_17.diffusion_prior import DiffusionPrior, draw_image_embed
 from lesson_17.diffusion_upsampler import Upsampler
+from lesson_17.train_clip import distort
 from lesson_17.train_mnist import STAGES
 from lesson_17.train_upsampler import STAGE as UPSAMPLER
 from timing import describe_machine, peak_memory, seconds, step_ms
@@ -46,7 +47,7 @@ def main() -> None:
     tokens = torch.zeros(training.batch_size, c.text_seq_len, dtype=torch.long, device=device)
     caption = torch.arange(training.batch_size, device=device)
     optimizers = make_optimizers(clip, training, [*clip.image_encoder.blocks, *clip.text_encoder.blocks])
-    ms = step_ms(optimizers, training, lambda: clip(images, tokens, caption, caption[:, None])[0], device)
+    ms = step_ms(optimizers, training, lambda: clip(distort(images), tokens, caption, caption[:, None])[0], device)
     print(f"CLIP    {ms:7.1f} ms a step of {training.batch_size}")
 
     training = trainings["prior"]
