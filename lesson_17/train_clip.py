@@ -30,7 +30,7 @@ TRAINING = {  # steps, images a step, learning rate
 STAGE = {"clip": (CLIP_PRESETS, TRAINING)}
 FROM_DATA = {"image_size", "image_channels", "text_seq_len", "pad_id"}
 TEXT_SEQ_LEN = f"tokens of a caption that CLIP reads (default: what the captions need, at most {MOST_TOKENS})"
-DISTORTION = 0.15  # of an image's size, its angle in radians, and its place in half sides
+DISTORTION = 0.15  # of the side of what is seen, of its angle in radians, and of its place in half sides
 NUM_HELD_OUT, NUM_SHOWN = 1000, 40  # test images that each sample step measures, and shows
 
 
@@ -92,7 +92,7 @@ def train(
 
 def distort(images: Tensor) -> Tensor:
     """Images (B, C, H, H), each scaled, turned and shifted a little at random, so that the encoder learns what they show and
-    less of how. The CLIP paper crops at random (section 2.3); no digit is cut off here."""
+    less of how. The CLIP paper crops at random (section 2.3); hardly any digit is cut here."""
     size, angle, right, down = DISTORTION * (2 * torch.rand(4, len(images), device=images.device) - 1)
     cos, sin = (1 + size) * angle.cos(), (1 + size) * angle.sin()
     transform = torch.stack([cos, -sin, right, sin, cos, down], dim=1).view(-1, 2, 3)

@@ -88,7 +88,7 @@ def test_the_pictures_are_those_of_the_script(playground, sevens, digits):
 
     unclip, how = pipeline_17.Pipeline.load(pretrained="mnist"), {**pipeline_17.DEFAULT_SAMPLING, "sampling_steps": 5}
     scales = how["guidance_scale"], how["prior_guidance_scale"]
-    steps = list(playground_17.Playground(unclip, digits[1]).draw("seven", 3, 5, *scales, how["eta"], "ddim"))
+    steps = list(playground_17.Playground(unclip, digits[1]).draw("seven", 3, 5, *scales, how["eta"]))
     assert len(steps) == 5 and steps[-1][1].shape == (4, unclip.prior.config.clip_embed_dim)
     drawn = unclip.draw(["seven"] * 4, list(range(3, 7)), **how)
     x_t, x_0 = cells(steps[-1][0]).split(4)
