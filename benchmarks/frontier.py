@@ -42,8 +42,8 @@ else:
 
     SETTINGS = {
         "eta": [{"eta": eta} for eta in (0.0, 0.5, 1.0)],
-        "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.1, 1.25, 1.5)],
-        "guidance_scale, eta 1": [{"guidance_scale": scale, "eta": 1.0} for scale in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)],
+        "guidance_scale, eta 0.5": [{"guidance_scale": scale, "eta": 0.5} for scale in (1.0, 1.1, 1.25, 1.5, 2.0)],
+        "guidance_scale, eta 1": [{"guidance_scale": scale, "eta": 1.0} for scale in (1.0, 1.1, 1.25, 1.5)],
         "prior_guidance_scale, the defaults else": [
             default_but(prior_guidance_scale=scale) for scale in (1.0, 1.5, 3.0)
         ],

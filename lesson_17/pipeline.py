@@ -14,7 +14,7 @@ from utils.data import map_in_chunks
 from utils.machine import get_device
 from utils.samples import SeededNoise, add_checkpoint_flags
 
-DEFAULT_SAMPLING = {"prior_guidance_scale": 1.0, "guidance_scale": 1.1, "sampling_steps": 20, "eta": 1.0}
+DEFAULT_SAMPLING = {"prior_guidance_scale": 1.0, "guidance_scale": 1.25, "sampling_steps": 20, "eta": 0.5}
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
