@@ -26,6 +26,7 @@ from utils.samples import SeededNoise
 from utils.scoring import Judge, at_random, check_digits, digits_of
 from utils.tables import write_rows
 
+ETA = 1.0  # without guidance, all of the fresh noise has the most right
 STARTS = [900, 800, 700, 600, 500, 400, 250]  # timesteps to start from real images
 
 
@@ -65,14 +66,14 @@ def main() -> None:
 
 
 def draw(decoder, z_i: Tensor, encodings: Tensor, x_t: Tensor, first_t: int) -> Tensor:
-    """x_0 (B, C, H, H) from x_t (B, C, H, H) at first_t, by the default steps with the default noise."""
+    """x_0 (B, C, H, H) from x_t (B, C, H, H) at first_t, by the default number of steps."""
     steps = [t for t in decoder.diffusion.timesteps(DEFAULT_SAMPLING["sampling_steps"]) if t <= first_t]
 
     def chunk(z_i: Tensor, encodings: Tensor, x: Tensor, seeds: list[int]) -> Tensor:
         network, randn = guided(decoder, 1.0, z_i, encodings), SeededNoise(seeds).randn
         with torch.no_grad():
             for t, s in zip(steps, steps[1:]):
-                x, _ = decoder.diffusion.step(network, x, t, s, DEFAULT_SAMPLING["eta"], randn, 1.0)
+                x, _ = decoder.diffusion.step(network, x, t, s, ETA, randn, 1.0)
         return x
 
     fresh = list(range(len(x_t), 2 * len(x_t)))  # other seeds than those of x_t

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lesson_17.diffusion import guided
 from lesson_17.diffusion_decoder import decode_image_embed
 from lesson_17.diffusion_prior import draw_image_embed
-from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
+from lesson_17.pipeline import Pipeline, add_model_flags
 from torch import Tensor
 from utils.cli import ArgumentParser, arguments_for, start
 from utils.data import map_in_chunks
@@ -21,6 +21,9 @@ from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
 from utils.scoring import Judge, add_evaluation_flags, check_digits
 from utils.tables import write_rows
+
+
+ETA = 1.0  # without guidance, all of the fresh noise has the most right
 
 
 def main() -> None:
@@ -41,7 +44,7 @@ def main() -> None:
             def draw(z_i: Tensor, encodings: Tensor, seeds: list[int], caption=caption) -> Tensor:
                 randn = SeededNoise(seeds).randn
                 x_T = randn((len(z_i), c.image_channels, c.image_size, c.image_size)).to(z_i)
-                how = {"eta": DEFAULT_SAMPLING["eta"], "randn": randn}
+                how = {"eta": ETA, "randn": randn}
                 return decode_image_embed(pipeline.decoder, z_i, encodings if caption else None, x_T, **how)
 
             images = map_in_chunks(draw, z_i, text_encodings, seeds, batch_size=128)
