@@ -49,7 +49,7 @@ from utils.scoring import at_random
 NUM_SHOWN = 4
 EDIT_STEPS = 20
 NUM_POINTS = 1000  # test images whose embeddings are shown
-SLIDERS = {"sampling_steps": (1, 200, 1), "guidance_scale": (0, 8, 0.1), "prior_guidance_scale": (0, 8, 0.1)}
+SLIDERS = {"sampling_steps": (1, 200, 1), "guidance_scale": (0, 8, 0.05), "prior_guidance_scale": (0, 8, 0.05)}
 SCALE_OF_CANVAS = 10  # pixels of the canvas to one of an image
 DRAWN = "drawn for the prompt"
 POINT_COLORS = {  # of Matplotlib's tab10; of the inks themselves
