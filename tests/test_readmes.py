@@ -257,12 +257,11 @@ def test_the_trainings_of_lesson_17_are_those_of_the_small_preset():
 
 
 def test_the_trainings_of_lesson_8_are_those_of_the_small_preset():
-    """The table that has a row for each model and a column for each flag."""
-    header, _, *rows = (row for row in table_rows((ROOT / "lesson_08/README.md").read_text()) if len(row) == 7)
-    names = [name.strip("`") for name in header[1:]]
-    for (model, *told), kind in zip(rows, ("dvae", "dall_e"), strict=True):
+    text = (ROOT / "lesson_08/README.md").read_text()
+    for kind in ("dvae", "dall_e"):
         training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
-        assert [text.replace(",", "") for text in told] == [str(getattr(training, name)) for name in names], model
+        told = f"{training.num_training_steps:,} steps of {training.batch_size}, rate {training.learning_rate}"
+        assert told in text, kind
 
 
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
