@@ -5,6 +5,7 @@ each. Writes edits.csv.
 are how these go along with those of the image that was edited: correlations among the images of one edit.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -151,15 +152,16 @@ def slant(images: Tensor) -> Tensor:
 
 
 def measure_boxes(pipeline: Pipeline, judge: Judge, args):
-    """In which box does the caption of another digit win over the known pixels?"""
+    """In which box does the caption of another digit win over the known pixels? With each step taken once, and as by default."""
     images = at_random(judge.test_set, args.num_images)
     old = digits_of(images)
     steps = torch.randint(1, 10, (len(old),), generator=torch.Generator().manual_seed(0))
     new = (old + steps.to(old.device)) % 10
     prompts, seeds, x_0 = [DIGIT_WORDS[digit] for digit in new], list(range(len(images))), images.images()
-    for name, box in BOXES.items():
-        drawn = inpaint(pipeline, x_0, outside(box, x_0), prompts, seeds, args.sampling_steps, GUIDANCE_SCALE)
-        row = {"edit": f"inpaint another digit, {name}", **compared(judge, drawn, {"digit": new})}
+    for name, repeats in itertools.product(BOXES, REPEATS[:2]):
+        known = outside(BOXES[name], x_0)
+        drawn = inpaint(pipeline, x_0, known, prompts, seeds, args.sampling_steps, GUIDANCE_SCALE, repeats)
+        row = {"edit": f"inpaint another digit, {name}, {repeats} repeats", **compared(judge, drawn, {"digit": new})}
         yield {**row, "old digit": compared(judge, drawn, {"digit": old})["digit"], "distance": distance(drawn, x_0)}
 
 
