@@ -18,9 +18,13 @@ from utils.checkpoints import load_checkpoint, newest_checkpoint
 from utils.cli import UserError, start
 
 
-def start_line(folder, **settings):
-    """fit_line in a process of its own, as a script runs it."""
-    return Forked(start, lambda: fit_line(folder, **settings))
+def start_line(folder, hangup=signal.SIG_DFL, **settings):
+    """fit_line in a process of its own, as a script runs it in a terminal, or with SIG_IGN under nohup."""
+    before = signal.signal(signal.SIGHUP, hangup)  # these tests may themselves run under nohup
+    try:
+        return Forked(start, lambda: fit_line(folder, **settings))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def ended_by(result, reason):
@@ -129,6 +133,13 @@ def test_a_signal_stops_the_run_after_its_step_and_saves(number, whole_line, tmp
     assert 7 <= stopped_at < 40 and f"Stopped at step {stopped_at}" in result.stdout
     fit_line(tmp_path, total=40, resume=True)
     assert_same_run(tmp_path, whole_line, "line", 40)
+
+
+def test_under_nohup_a_run_outlives_its_terminal(tmp_path):
+    process = start_line(tmp_path, signal.SIG_IGN, total=12, seconds=0.05)
+    wait_for((tmp_path / "line-7.pt").exists, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.ended().returncode == 0 and (tmp_path / "line-12.pt").exists()
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
