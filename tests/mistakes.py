@@ -2670,6 +2670,13 @@ MISTAKES = [
         "pass  # which",
     ),
     Mistake(
+        "resume",
+        "utils/machine.py",
+        "nohup keeps a run going",
+        "signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN",
+        "True",
+    ),
+    Mistake(
         "drawing", "utils/samples.py", "images are written as they are drawn", "AT_A_TIME = 128", "AT_A_TIME = 10**9"
     ),
     Mistake(
