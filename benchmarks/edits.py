@@ -152,7 +152,7 @@ def slant(images: Tensor) -> Tensor:
 
 
 def measure_boxes(pipeline: Pipeline, judge: Judge, args):
-    """In which box does the caption of another digit win over the known pixels? With each step taken once, and as by default."""
+    """In which box does the caption of another digit win over the known pixels, with each step taken once and 5 times?"""
     images = at_random(judge.test_set, args.num_images)
     old = digits_of(images)
     steps = torch.randint(1, 10, (len(old),), generator=torch.Generator().manual_seed(0))

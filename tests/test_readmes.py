@@ -257,11 +257,17 @@ def test_the_trainings_of_lesson_17_are_those_of_the_small_preset():
 
 
 def test_the_trainings_of_lesson_8_are_those_of_the_small_preset():
+    """Two rows of the table, and the paragraph below it."""
     text = (ROOT / "lesson_08/README.md").read_text()
-    for kind in ("dvae", "dall_e"):
-        training = runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"]
-        told = f"{training.num_training_steps:,} steps of {training.batch_size}, rate {training.learning_rate}"
-        assert told in text, kind
+    ours, prose = {row[0]: row[2] for row in table_rows(text) if len(row) == 3}, " ".join(text.split())
+    dvae, dall_e = (runpy.run_path(str(ROOT / TRAININGS[kind]))["TRAINING"]["small"] for kind in ("dvae", "dall_e"))
+    for row, training in (("dVAE's training", dvae), ("its training", dall_e)):
+        steps, batch, rate = training.num_training_steps, training.batch_size, training.learning_rate
+        assert ours[row].startswith(f"{steps:,} steps of {batch}, rate {rate}"), row
+        assert f"rises linearly for {training.warmup_steps} steps" in prose, row
+        assert f"clipped to a norm of {training.max_grad_norm:g}." in prose, row
+    assert f"Weight decay, {dall_e.weight_decay} for the transformer and none for the dVAE" in prose
+    assert dvae.weight_decay == 0
 
 
 FAILURES = runpy.run_path(str(ROOT / "benchmarks" / "failures.py"))["FAILURES"]
