@@ -246,6 +246,14 @@ def test_what_a_killed_run_left_half_written_is_deleted_and_nothing_else(tmp_pat
     assert {path.name for path in tmp_path.glob(".*.tmp")} == {".of the user.tmp"}
 
 
+def test_the_bar_shows_the_mean_loss_of_the_last_steps_and_does_not_fill_a_file(tmp_path, capsys):
+    fit_line(tmp_path, total=100, seconds=0.02, sample_every=100, save_every=100)
+    rows = [float(row["loss"]) for row in read_rows(tmp_path / "metrics.csv")]
+    shown = capsys.readouterr().err
+    assert f"loss={sum(rows[50:]) / 50:.4g}" in shown.splitlines()[-1]
+    assert shown.count("\r") < 8
+
+
 def test_a_loop_that_is_left_with_break_keeps_its_metrics(tmp_path):
     model, optimizers, training = make_line()
     with Run("line", model, optimizers, training, tmp_path) as run:

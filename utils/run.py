@@ -17,6 +17,7 @@ from utils.machine import UserError, gathered, num_processes, say
 from utils.training import TrainingConfig, average_gradients, batch_index, scheduled_rate
 
 METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
+BAR_EVERY = 5.0  # seconds between updates of the progress bar in a file, where each of them stays
 
 
 class Run:
@@ -72,7 +73,8 @@ class Run:
         threads = machine.Threads(t.num_threads)
         threads.choose()
         self.model.train()
-        with tqdm(desc=self.name, initial=start, total=end, disable=not self.is_main) as self.progress:
+        bar = {"initial": start, "total": end, "mininterval": 0.1 if sys.stderr.isatty() else BAR_EVERY}
+        with tqdm(desc=self.name, disable=not self.is_main, **bar) as self.progress:
             for step in range(start, end):
                 torch.manual_seed(hash((t.seed, step, machine.process_index())) % 2**32)  # a generator takes 32 bits
                 yield step, batch_index(step, num_images, t.batch_size, t.seed).to(self.device)
@@ -130,12 +132,16 @@ class Run:
             self.progress.write(f"step {self.step}: " + ", ".join(f"{n} {value:.4g}" for n, value in metrics.items()))
 
     def write_metrics(self) -> None:
-        """The first process's metrics since the last look to metrics.csv. Raises UserError if one is not finite."""
+        """The first process's metrics since the last look to metrics.csv, and their mean loss to the screen. Raises
+        UserError if one is not finite."""
         rows = [{name: x.item() if isinstance(x, Tensor) else x for name, x in row.items()} for row in self.pending]
         bad = [row for row in rows if not all(map(math.isfinite, row.values()))]
         self.pending = []
         if self.is_main:
             tables.write_rows(self.folder / "metrics.csv", [row for row in rows if row not in bad], append=True)
+        if rows:
+            loss = sum(row["loss"] for row in rows) / len(rows)
+            self.progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
         if bad:
             found = "Loss {loss:.4}, gradient {grad_norm:.4} at step {step}, with a learning rate of {learning_rate:.3}"
             last = checkpoints.last_good(self.folder, self.name)
