@@ -85,10 +85,11 @@ def measure_variations(pipeline: Pipeline, judge: Judge, args):
     images = at_random(judge.test_set, args.num_images)
     asked = all_asked_for(fullest_captions(images))
     x_0, z_i, x_T = split(pipeline, images, args.sampling_steps)
-    for eta in (0.0, 0.5, 1.0):
+    for eta, scale in ((0.0, 1.0), (0.5, GUIDANCE_SCALE), (1.0, GUIDANCE_SCALE), (1.0, 1.0)):
         noise = SeededNoise(list(range(len(x_0))))
-        varied = decode(pipeline.decoder, z_i, x_T, args.sampling_steps, eta=eta, randn=noise.randn)
-        yield {"edit": f"variations, eta {eta}", **compared(judge, varied, asked), "distance": distance(varied, x_0)}
+        varied = decode(pipeline.decoder, z_i, x_T, args.sampling_steps, scale, eta=eta, randn=noise.randn)
+        row = {"edit": f"variations, eta {eta}", "guidance": scale, **compared(judge, varied, asked)}
+        yield {**row, "distance": distance(varied, x_0)}
     others = torch.stack([another(judge.test_set, text, image) for text, image in zip(fullest_captions(images), x_0)])
     yield {
         "edit": "another image of the same caption",

@@ -39,7 +39,7 @@ PAIRS = ("interpolation", "text_diff", "inpaint")  # modes that take the prompts
 DIGIT_PROMPTS = ["3", "8", "4", "9", "7", "1", "0", "6"]
 COLOR_PROMPTS = ["red 7", "blue 7", "thin green 4", "thick green 4", "yellow 3", "yellow 8", "purple 0", "orange 0"]
 DEFAULT_PROMPTS = {"mnist": DIGIT_PROMPTS, "mnist_5k": DIGIT_PROMPTS, "colored_mnist": COLOR_PROMPTS}
-GUIDANCE_SCALE = 2.0  # by default, where a caption has to win over the form that x_T or the known pixels hold
+GUIDANCE_SCALE = 2.0  # by default, where z_i or a caption has to win over noise or over the form that the image had
 NUM_COLUMNS = 8
 NUM_COMPONENTS = [1, 2, 4, 6, 9, 16, 32, 64]
 
@@ -107,7 +107,7 @@ def parse_args():
         "--guidance_scale",
         type=bounded(float, 0, 100),
         default=GUIDANCE_SCALE,
-        help="of the decoder, in text_diff and inpaint, which are to show something else than the image",
+        help="of the decoder, in variations, text_diff and inpaint, which are to show something else than the image",
     )
     parser.add_argument(
         "--sampling_steps", type=bounded(int, 5, 1000), default=50, help="from the image to x_T, and again back"
@@ -129,12 +129,14 @@ def parse_args():
 
 
 def variations(pipeline: Pipeline, train_set: CaptionedImages, test_set: CaptionedImages, args):
-    """Section 3.1: the same z_i, and fresh noise on the way from x_T; without it, the image comes back."""
+    """Section 3.1: the same z_i, to which the decoder is guided, and fresh noise on the way from x_T; without both, the
+    image comes back."""
     x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, args.prompts, args), args.sampling_steps)
     rows = [x_0, decode(pipeline.decoder, z_i, x_T, args.sampling_steps)]
     for column in range(NUM_COLUMNS - 1):
         noise = SeededNoise([args.seed + column + NUM_COLUMNS * i for i in range(len(z_i))])
-        rows.append(decode(pipeline.decoder, z_i, x_T, args.sampling_steps, eta=args.eta, randn=noise.randn))
+        how = {"guidance_scale": args.guidance_scale, "eta": args.eta, "randn": noise.randn}
+        rows.append(decode(pipeline.decoder, z_i, x_T, args.sampling_steps, **how))
     captions = ["image", "eta 0"] + [f"eta {args.eta:g}"] * (NUM_COLUMNS - 1)
     return torch.stack(rows, dim=1), [captions] * len(z_i)
 

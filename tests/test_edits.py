@@ -214,11 +214,12 @@ def decoded(monkeypatch):
 
 
 def test_eta_is_how_much_fresh_noise_variations_get(edit):
-    cells, _ = edit("variations", "--prompts", "3", "--eta", 0)
+    cells, _ = edit("variations", "--prompts", "3", "--eta", 0, "--guidance_scale", 1)
     image, back, *varied = cells[0]
     assert (back - image).abs().mean() < 0.02
     assert all(torch.allclose(one, back, atol=1e-3) for one in varied)
-    little, much = (edit("variations", "--prompts", "3", "--eta", eta)[0][0, 2:] for eta in (0.1, 1.0))
+    unguided = ("variations", "--prompts", "3", "--guidance_scale", 1)
+    little, much = (edit(*unguided, "--eta", eta)[0][0, 2:] for eta in (0.1, 1.0))
     assert 0.005 < (little - image).abs().mean() < (much - image).abs().mean()
     assert not torch.allclose(much[0], much[1], atol=0.1)
 
@@ -257,7 +258,7 @@ def test_text_diff_turns_each_embedding_and_keeps_its_x_T(edit, decoded, pipelin
     assert all(torch.equal(noise, x_T) for _, noise in decoded)
 
 
-def test_text_diff_is_guided_as_asked_and_what_is_to_keep_the_image_is_not(edit, pipeline):
+def test_edits_are_guided_as_asked_and_what_is_to_keep_the_image_is_not(edit, pipeline):
     unguided, guided = (
         edit("text_diff", "--prompts", "3", "8", "--guidance_scale", scale)[0][0, 1:] for scale in (1, 3)
     )
@@ -267,6 +268,8 @@ def test_text_diff_is_guided_as_asked_and_what_is_to_keep_the_image_is_not(edit,
     for mode in ("variations", "interpolation"):
         cells, _ = edit(mode, "--prompts", "3", "8", "--guidance_scale", 3)
         assert (cells[0, 1] - cells[0, 0]).abs().mean() < 0.02  # the image comes back
+    unguided, guided = (edit("variations", "--prompts", "3", "--guidance_scale", scale)[0][0, 2:] for scale in (1, 3))
+    assert (guided - unguided).abs().mean() > 0.02
 
 
 def test_components_are_cut_around_the_mean_and_shown_with_two_noises(edit, decoded, pipeline, digits):
