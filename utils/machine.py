@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # before there is a group, which would become the default of its functions
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 LOOK_EVERY = 2.0  # seconds between looks at what else the machine is doing
 FIRST_LOOK = 0.3  # seconds that the first look takes at least
+BAR_EVERY = 5.0  # seconds between updates of a progress bar in a file, where each of them stays
 MAX_THREADS = torch.get_num_threads()  # what PyTorch takes by itself: the cores, or OMP_NUM_THREADS
 
 
@@ -30,6 +32,11 @@ def say(text: str) -> None:
     """Print a line, once for all processes."""
     if process_index() == 0:
         print(text, flush=True)
+
+
+def progress_bar(*iterable, **settings) -> tqdm:
+    """tqdm's, whose updates do not fill a file."""
+    return tqdm(*iterable, mininterval=0.1 if sys.stderr.isatty() else BAR_EVERY, **settings)
 
 
 def get_device() -> torch.device:

@@ -10,14 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from utils import checkpoints, machine, tables
 from utils.machine import UserError, gathered, num_processes, say
 from utils.training import TrainingConfig, average_gradients, batch_index, scheduled_rate
 
 METRICS_EVERY = 50  # steps between looks at the metrics: each look waits for the device
-BAR_EVERY = 5.0  # seconds between updates of the progress bar in a file, where each of them stays
 
 
 class Run:
@@ -73,8 +71,8 @@ class Run:
         threads = machine.Threads(t.num_threads)
         threads.choose()
         self.model.train()
-        bar = {"initial": start, "total": end, "mininterval": 0.1 if sys.stderr.isatty() else BAR_EVERY}
-        with tqdm(desc=self.name, disable=not self.is_main, **bar) as self.progress:
+        bar = machine.progress_bar(desc=self.name, initial=start, total=end, disable=not self.is_main)
+        with bar as self.progress:
             for step in range(start, end):
                 torch.manual_seed(hash((t.seed, step, machine.process_index())) % 2**32)  # a generator takes 32 bits
                 yield step, batch_index(step, num_images, t.batch_size, t.seed).to(self.device)

@@ -28,11 +28,10 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.cli import UserError, shortened
 from utils.data import CaptionedImages, DataSource
-from utils.machine import say
+from utils.machine import progress_bar, say
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_NAMES = {"test", "validation", "valid", "val"}
@@ -323,7 +322,7 @@ def decode_all(records: Iterable[Record], source: DataSource, problems: Problems
             yield from threads.map(decode, some)
 
     with ThreadPoolExecutor() as threads, open(temporary / "pixels", "wb") as file:
-        for record, pixels in tqdm(decoded(threads), desc="decoding", unit=" images"):
+        for record, pixels in progress_bar(decoded(threads), desc="decoding", unit=" images"):
             if pixels is None:
                 problems.add("images cannot be read, and are left out", record.name)
                 continue
