@@ -134,9 +134,9 @@ def variations(pipeline: Pipeline, train_set: CaptionedImages, test_set: Caption
     x_0, z_i, x_T = split(pipeline, images_to_edit(test_set, args.prompts, args), args.sampling_steps)
     rows = [x_0, decode(pipeline.decoder, z_i, x_T, args.sampling_steps)]
     for column in range(NUM_COLUMNS - 1):
-        noise = SeededNoise([args.seed + column + NUM_COLUMNS * i for i in range(len(z_i))])
-        how = {"guidance_scale": args.guidance_scale, "eta": args.eta, "randn": noise.randn}
-        rows.append(decode(pipeline.decoder, z_i, x_T, args.sampling_steps, **how))
+        seeds = [args.seed + column + NUM_COLUMNS * i for i in range(len(z_i))]
+        noise = {"eta": args.eta, "randn": SeededNoise(seeds).randn}
+        rows.append(decode(pipeline.decoder, z_i, x_T, args.sampling_steps, args.guidance_scale, **noise))
     captions = ["image", "eta 0"] + [f"eta {args.eta:g}"] * (NUM_COLUMNS - 1)
     return torch.stack(rows, dim=1), [captions] * len(z_i)
 
