@@ -3,7 +3,8 @@ which timestep the digit is decided. Writes decoder_hears.csv.
 
 An image's margin is the cosine of its embedding with its digit's captions, less that with the best other one. The rows
 `from t` start at real images with the noise of that timestep, which hold the rest of the way: what is right from there
-and not from T was decided in between.
+and not from T was decided in between. How much a picture follows its embedding: where this deviates from the mean of
+its digit, the embedding of the picture deviates in the same direction by so many times as much.
 """
 
 import sys
@@ -13,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+import torch.nn.functional as F
 from lesson_17.clip import valid_pairs
 from lesson_17.diffusion import guided
 from lesson_17.diffusion_decoder import from_x_0, to_x_0
 from lesson_17.frozen_clip import EmbeddedImages
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, arguments_for, new_folder, positive_int, start
+from utils.cli import ArgumentParser, arguments_for, bounded, new_folder, positive_int, start
 from utils.data import map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
@@ -27,7 +29,7 @@ from utils.scoring import Judge, at_random, check_digits, digits_of
 from utils.tables import write_rows
 
 ETA = 1.0  # without guidance, all of the fresh noise has the most right
-STARTS = [900, 800, 700, 600, 500, 400, 250]  # timesteps to start from real images
+STARTS = [900, 800, 700, 600, 500, 400, 250]
 
 
 def main() -> None:
@@ -39,16 +41,19 @@ def main() -> None:
     images = at_random(test_set, args.num_images)
     held_out, digits, decoder = EmbeddedImages.of(pipeline.clip, images), digits_of(images), pipeline.decoder
     z_i, x_0 = held_out.image_embed, to_x_0(images.images())
-    _, encodings = held_out.captions[images.caption_ids[:, 0]]
+    z_text, encodings = held_out.captions[images.caption_ids[:, 0]]
     noise = SeededNoise(list(range(len(x_0)))).randn(x_0.shape).to(x_0)
-    fifths = margins(pipeline, held_out).argsort().chunk(5)
+    fifths = margins(held_out).argsort().chunk(5)
     no_image = decoder.null_image_embed.expand_as(z_i)
     no_caption = decoder.null_caption.expand_as(encodings)
 
     def measured(name: str, z: Tensor, text: Tensor, x_t: Tensor, first_t: int) -> dict:
-        right = judge.reader.read(from_x_0(draw(decoder, z, text, x_t, first_t)))["digit"] == digits
+        drawn = from_x_0(draw(decoder, z, text, x_t, first_t))
+        right = judge.reader.read(drawn)["digit"] == digits
         parts = {f"fifth {i + 1}": right[fifth].float().mean().item() for i, fifth in enumerate(fifths)}
-        row = {"decoded": name, "right": right.float().mean().item(), **parts}
+        z_drawn = map_in_chunks(torch.no_grad()(pipeline.clip.model.encode_image), drawn)
+        follows = slope(deviation(z_i, digits), deviation(z_drawn, digits))
+        row = {"decoded": name, "right": right.float().mean().item(), **parts, "follows": follows}
         print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else v for k, v in row.items()), flush=True)
         return row
 
@@ -57,8 +62,9 @@ def main() -> None:
         measured("embedding and caption", z_i, encodings, noise, last_t),
         measured("embedding alone", z_i, no_caption, noise, last_t),
         measured("caption alone", no_image, encodings, noise, last_t),
+        measured("the caption's embedding alone", z_text, no_caption, noise, last_t),
     ]
-    for t in STARTS:
+    for t in args.starts:
         x_t = decoder.diffusion.q_sample(x_0, torch.full((len(x_0),), t, device=x_0.device), noise)
         rows.append(measured(f"embedding and caption, from t {t}", z_i, encodings, x_t, t))
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -80,9 +86,21 @@ def draw(decoder, z_i: Tensor, encodings: Tensor, x_t: Tensor, first_t: int) -> 
     return map_in_chunks(chunk, z_i, encodings, x_t, fresh, batch_size=128)
 
 
-def margins(pipeline: Pipeline, held_out: EmbeddedImages) -> Tensor:
+def deviation(z: Tensor, digits: Tensor) -> Tensor:
+    """Embeddings (B, E) less the mean of their digit, of digits (B,)."""
+    is_digit = F.one_hot(digits).float()  # (B, 10)
+    mean = is_digit.T @ z / is_digit.sum(dim=0).clamp(min=1)[:, None]
+    return z - mean[digits]
+
+
+def slope(x: Tensor, y: Tensor) -> float:
+    """That of the line through 0 nearest to y (B, E) over x (B, E)."""
+    return ((x * y).sum() / x.square().sum()).item()
+
+
+def margins(held_out: EmbeddedImages) -> Tensor:
     """How much nearer each image is to a caption of its own than to the best other one, (N,)."""
-    every_caption = torch.arange(len(held_out.images.captions), device=pipeline.device)
+    every_caption = torch.arange(len(held_out.images.captions), device=held_out.image_embed.device)
     text_embed, _ = held_out.captions[every_caption]
     cosines = held_out.image_embed @ text_embed.T
     is_valid = valid_pairs(every_caption, held_out.images.caption_ids)
@@ -93,6 +111,8 @@ def margins(pipeline: Pipeline, held_out: EmbeddedImages) -> Tensor:
 def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--num_images", type=positive_int, default=1000, help="test images")
+    starts = {"type": bounded(int, 1, 1000), "default": STARTS, "help": "timesteps to start from real images"}
+    parser.add_argument("--starts", nargs="*", **starts)
     parser.add_argument("--output_dir", type=new_folder, default=ROOT / "output/hears", help="where the table goes")
     add_model_flags(parser)
     add_data_flags(parser)

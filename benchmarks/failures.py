@@ -4,9 +4,7 @@ Each failure changes a line in a copy of the repository, or adds a flag, and run
 models that it does not train from output/.
 """
 
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -15,9 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.changed_copy import copy_changed, run
 from benchmarks.figures import add_names
 from utils.checkpoints import newest_checkpoint
-from utils.cli import ArgumentParser, UserError, start
+from utils.cli import ArgumentParser, start
 from utils.datasets import add_data_flags
 
 
@@ -129,24 +128,14 @@ def parse_args():
 
 def break_and_run(failure: Failure, root: Path, args) -> Path:
     """Break a copy of the repository in `root`, run the commands there, and return the picture."""
-    for folder in ("lesson_08", "lesson_17", "utils"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("figures", "__pycache__"))
+    copy_changed(root, [(f"{failure.lesson}/{file}", line, broken) for file, line, broken in failure.changes])
     for kind in ("dvae", "dall_e", "clip", "prior", "decoder", "upsampler_28"):
         newest = newest_checkpoint(ROOT / "output" / kind, kind)
         if newest is not None:
             (root / "output" / kind).mkdir(parents=True)
             shutil.copy2(newest, root / "output" / kind)
-    for file, line, broken in failure.changes:
-        path = root / failure.lesson / file
-        text = path.read_text(encoding="utf-8")
-        if text.count(line) != 1:
-            raise UserError(f"{file} does not have the line {line!r} once.")
-        path.write_text(text.replace(line, broken), encoding="utf-8")
-    data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
     for command in failure.commands:
-        _, script, *flags = shlex.split(command)
-        takes_data = [] if script.endswith("generate_mnist.py") else data
-        subprocess.run([sys.executable, script, *flags, *takes_data], cwd=root, check=True)
+        run(root, command, args)
     return root / failure.picture
 
 
