@@ -14,7 +14,7 @@ from utils.bpe import Tokenizer
 from utils.cli import UserError
 from utils.data import CaptionedImages, DataSource, map_in_chunks
 from utils.datasets import LOADERS, data_source, load_images
-from utils.datasets.mnist import DIGIT_CAPTIONS
+from utils.datasets.mnist import DIGIT_CAPTIONS, load_mnist_5k
 from utils.machine import Threads
 from utils.plots import MOST_LINES, save_grid, wrapped
 from utils.prompts import Prompts
@@ -22,7 +22,8 @@ from utils.samples import choose_prompts, say_what_is_cut
 from utils.tables import drop_rows_after, read_numbers, read_rows, write_rows
 
 
-def test_embedded_digits_are_split_evenly(tmp_path):
+def test_embedded_digits_are_split_evenly(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOADERS, "mnist_5k", load_mnist_5k)  # all of them
     train_set, test_set, source = load_images(DataSource("mnist_5k", image_channels=3), tmp_path, "cpu")
     assert source == DataSource("mnist_5k", 28, 3)
     assert train_set.pixels.shape == (4500, 3, 28, 28) and train_set.pixels.dtype == torch.uint8

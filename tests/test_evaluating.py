@@ -1,16 +1,22 @@
 """The scripts that evaluate and draw figures, on models of a few steps; test_scoring.py has whether the numbers are right."""
 
+import ast
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from PIL import Image
-from scripts import TINY, read_image, refused, script, succeeds
+from scripts import ROOT, TINY, read_image, refused, script, succeeds
 from torchvision.transforms.functional import pil_to_tensor
 
 import lesson_08.pipeline
 import lesson_17.pipeline
+from benchmarks import changed_copy, trials
+from benchmarks.decoder_hears import deviation, slope
+from utils.cli import UserError
+from utils.data import DataSource
 from utils.tables import read_rows
 
 pytest.importorskip("utils.datasets.colored_mnist", reason="no digits in color here")
@@ -183,7 +189,52 @@ def test_slant_is_how_far_ink_moves_to_the_right_from_row_to_row():
 
 
 def test_what_the_decoder_hears_is_measured(tmp_path):
-    few = ("--pretrained", "mnist", "--dataset", "mnist_5k", "--num_images", 10, "--output_dir", tmp_path)
-    succeeds("benchmarks/decoder_hears.py", *few)
-    rows = {row["decoded"]: float(row["right"]) for row in read_rows(tmp_path / "decoder_hears.csv")}
-    assert len(rows) == 10 and rows["embedding and caption, from t 250"] >= 0.9
+    few = ("--pretrained", "mnist", "--dataset", "mnist_5k", "--num_images", 40, "--output_dir", tmp_path)
+    succeeds("benchmarks/decoder_hears.py", *few, "--starts", 250)
+    rows = {row["decoded"]: row for row in read_rows(tmp_path / "decoder_hears.csv")}
+    nearly_there = rows["embedding and caption, from t 250"]
+    assert len(rows) == 5 and float(nearly_there["right"]) >= 0.9
+    assert float(nearly_there["follows"]) > 0.7 > 0.3 > abs(float(rows["caption alone"]["follows"]))
+
+
+def test_how_much_a_picture_follows_its_embedding():
+    digits = torch.tensor([0, 0, 3, 3, 3])
+    z = torch.randn(5, 4)
+    own = deviation(z, digits)
+    torch.testing.assert_close(own[:2].sum(dim=0), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(own[4], z[4] - z[2:].mean(dim=0))
+    assert slope(own, -0.25 * own) == pytest.approx(-0.25)
+
+
+def test_a_copy_is_changed_where_the_line_is_found_once(tmp_path):
+    file = "lesson_17/train_clip.py"
+    changed_copy.copy_changed(tmp_path / "copy", [(file, "DISTORTION = 0.15", "DISTORTION = 0.0")])
+    ours, theirs = ((root / file).read_text() for root in (ROOT, tmp_path / "copy"))
+    assert theirs == ours.replace("DISTORTION = 0.15", "DISTORTION = 0.0") != ours
+    with pytest.raises(UserError, match="does not have the line"):
+        changed_copy.copy_changed(tmp_path / "other", [(file, "DISTORTION = 0.14", "")])
+
+
+def test_the_lines_that_trials_change_are_in_the_code(tmp_path):
+    for name, trial in trials.TRIALS.items():
+        changed_copy.copy_changed(tmp_path / name, trial.changes)
+        for file in {file for file, *_ in trial.changes}:
+            ast.parse((tmp_path / name / file).read_text())
+
+
+def test_trials_are_measured(tmp_path, monkeypatch):
+    """Trained in this process, so from the unchanged lessons, and with one step."""
+    monkeypatch.setattr(trials, "run", lambda root, command, args: succeeds(*command.split()[1:], cwd=root))
+    hears = "python benchmarks/decoder_hears.py --dataset mnist_5k --starts --num_images 20"
+    monkeypatch.setattr(trials, "HEARS", f"{hears} --models {tmp_path}/output --output_dir output/hears")
+    monkeypatch.setattr(trials, "INCLUDED_CLIP", f"--clip_checkpoint {tmp_path}/output/clip/clip-1.pt")
+    tiny = f"{' '.join(TINY)} --num_training_steps 1 --output_dir {tmp_path}/output"
+    data = Namespace(**vars(DataSource("mnist_5k")), data_dir=tmp_path)
+    clip = trials.Trial("clip", f"{tiny} --image_width 16 --image_layers 1 --embed_dim 8")
+    measured = trials.try_clip(tmp_path, clip, data)
+    assert 0 <= measured["right"] < 0.5  # so the median is below 0, and a quotient above 1
+    assert measured["1%"] > measured["5%"] > measured["10%"] > 1
+    succeeds("lesson_17/train_prior.py", *tiny.split(), "--num_layers", 1, "--dim", 16)
+    decoder = trials.Trial("decoder", f"{tiny} --width 8 --head_dim 8")
+    measured = trials.try_decoder(tmp_path, decoder, data)
+    assert len(measured) == 8 and 0 <= measured["caption alone, right"] < 0.5

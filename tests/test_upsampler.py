@@ -17,6 +17,8 @@ from lesson_17.unet import Attention
 from lesson_17.upsample_mnist import load_upsamplers, upsample_all
 from utils.checkpoints import CONTENTS, save_checkpoint
 from utils.cli import UserError
+from utils.data import DataSource
+from utils.datasets import load_images
 from utils.samples import write_images
 from utils.training import batch_index
 
@@ -133,7 +135,8 @@ def test_an_enlarged_image_is_a_function_of_its_image_and_seed(tmp_path):
     assert (upsample_all(upsamplers, small[1:2], [9], 3)[0] - images[1]).abs().max() > 1e-2
 
 
-def test_its_training_sees_each_image_with_itself_made_small_blurred_and_noised(digits, monkeypatch, tmp_path):
+def test_its_training_sees_each_image_with_itself_made_small_blurred_and_noised(monkeypatch, tmp_path):
+    train_set, test_set, _ = load_images(DataSource("mnist_5k"), tmp_path, "cpu")
     told, forward = [], Upsampler.forward
 
     def spy(self, x_t, t, small):
@@ -145,14 +148,14 @@ def test_its_training_sees_each_image_with_itself_made_small_blurred_and_noised(
     names = {"upsampler_28-2.pt", "sample-2.png", "metrics.csv", "held_out_metrics.csv", "loss.png"}
     assert files_of(tmp_path / "upsampler_28") == names
     training = [small for in_training, small in told if in_training]
-    index = batch_index(0, len(digits[0]), 8, seed=0)
-    clean = shrink(digits[0].images(index), 14)
+    index = batch_index(0, len(train_set), 8, seed=0)
+    clean = shrink(train_set.images(index), 14)
     padded = F.pad(clean, (1, 1, 1, 1), mode="replicate")
     blurred = gaussian_blur(padded, kernel_size=3, sigma=0.6)[:, :, 1:-1, 1:-1]
     assert len(training) == 2 and (training[0] - blurred).std() == pytest.approx(0.05, rel=0.1)
     # and so does the measure of its loss, in batches of the training's
     measured = [small for in_training, small in told if not in_training and len(small) == 8]
-    clean = shrink(digits[1].images(slice(8)), 14)
+    clean = shrink(test_set.images(slice(8)), 14)
     assert (measured[0] - clean).std() > 0.03
 
 
