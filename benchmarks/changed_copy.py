@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.cli import UserError
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("lesson_08", "lesson_17", "utils", "benchmarks")
 
 
-def copy_changed(root: Path, changes: list[tuple[str, str, str]]) -> None:
+def copy_changed(root: Path, changes: Iterable[tuple[str, str, str]]) -> None:
     """Copy the lessons into the folder `root`, and make `changes` there: a file, a line of it, and what takes its place.
     Raises UserError if the file does not have the line once."""
     for folder in FOLDERS:

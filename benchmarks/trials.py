@@ -7,6 +7,7 @@ Those of a decoder, on the included CLIP, have what it hears.
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from utils.tables import read_rows, write_rows
 class Trial(NamedTuple):
     model: str  # the one that is trained
     flags: str = ""  # of its training script
-    changes: list[tuple[str, str, str]] = []  # file, line, what takes its place
+    changes: Iterable[tuple[str, str, str]] = ()  # file, line, what takes its place
 
 
 def distortion(most: float) -> tuple[str, str, str]:
@@ -36,7 +37,8 @@ CROPS = [
     (
         "lesson_17/train_clip.py",
         "size, angle, right, down = DISTORTION * (2 * torch.rand(4, len(images), device=images.device) - 1)",
-        "size, right, down = -0.25 * torch.rand(len(images)), *(2 * torch.rand(2, len(images)) - 1)",
+        "size = -0.25 * torch.rand(len(images), device=images.device)\n"
+        "    right, down = 2 * torch.rand(2, len(images), device=images.device) - 1",
     ),
     ("lesson_17/train_clip.py", "(1 + size) * angle.cos(), (1 + size) * angle.sin()", "1 + size, 0 * size"),
     (

@@ -945,6 +945,27 @@ MISTAKES = [
     ),
     Mistake(
         "scoring",
+        "benchmarks/decoder_hears.py",
+        "how much a picture follows its embedding is apart from its digit",
+        "return z - mean[digits]",
+        "return z - z.mean(dim=0)",
+    ),
+    Mistake(
+        "scoring",
+        "benchmarks/changed_copy.py",
+        "a trial whose line is gone is not taken for one that was made",
+        "if text.count(line) != 1:",
+        "if text.count(line) > 1:",
+    ),
+    Mistake(
+        "scoring",
+        "benchmarks/trials.py",
+        "a CLIP's margins are quoted in units of their median",
+        "(margin.quantile(q) / margin.median())",
+        "margin.quantile(q)",
+    ),
+    Mistake(
+        "scoring",
         "benchmarks/figures_08.py",
         "the figure of tokens shows those that are drawn so far",
         "dvae.decode(torch.where(place < number, image_tokens, dvae.encode(black)))",
