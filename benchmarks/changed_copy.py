@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from utils.cli import UserError
+from utils.datasets import data_source
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("lesson_08", "lesson_17", "utils", "benchmarks")
@@ -27,8 +29,10 @@ def copy_changed(root: Path, changes: Iterable[tuple[str, str, str]]) -> None:
 
 def run(root: Path, command: str, args) -> None:
     """A command of a page, "python script.py --flags", in `root`; but for a script that draws, with the data flags of
-    `args`."""
+    `args`, unless it has its own. Raises UserError if it fails."""
     _, script, *flags = shlex.split(command)
-    data = ["--data_dir", str(args.data_dir.resolve()), *(["--dataset", args.dataset] if args.dataset else [])]
+    given = {**asdict(data_source(args)), "data_dir": args.data_dir.resolve()}
+    data = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     takes_data = [] if script.endswith("generate_mnist.py") else data
-    subprocess.run([sys.executable, script, *flags, *takes_data], cwd=root, check=True)
+    if subprocess.run([sys.executable, script, *takes_data, *flags], cwd=root).returncode:
+        raise UserError(f"This failed: {command}")

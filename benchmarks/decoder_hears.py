@@ -1,10 +1,10 @@
 """What lesson 17's decoder listens to, unguided: to the embedding, the caption or both, by how clear the embedding is; and at
 which timestep the digit is decided. Writes decoder_hears.csv.
 
-An image's margin is the cosine of its embedding with its digit's captions, less that with the best other one. The rows
-`from t` start at real images with the noise of that timestep, which hold the rest of the way: what is right from there
-and not from T was decided in between. How much a picture follows its embedding: where this deviates from the mean of
-its digit, the embedding of the picture deviates in the same direction by so many times as much.
+An image's margin is the cosine of its embedding with the nearest caption of its digit, less that with the nearest other
+one. The rows `from t` start from a real image with the noise of t: what is right from there, and not from T, went wrong
+before t. How much a picture follows its embedding is the slope of its embedding's deviation over that of the image's,
+each from the mean of its digit: 1 if it is taken over whole, 0 if not at all.
 """
 
 import sys
@@ -21,7 +21,7 @@ from lesson_17.diffusion_decoder import from_x_0, to_x_0
 from lesson_17.frozen_clip import EmbeddedImages
 from lesson_17.pipeline import DEFAULT_SAMPLING, Pipeline, add_model_flags
 from torch import Tensor
-from utils.cli import ArgumentParser, arguments_for, bounded, new_folder, positive_int, start
+from utils.cli import ArgumentParser, UserError, arguments_for, bounded, new_folder, positive_int, start
 from utils.data import map_in_chunks
 from utils.datasets import add_data_flags, data_source, load_images
 from utils.samples import SeededNoise
@@ -35,7 +35,10 @@ STARTS = [900, 800, 700, 600, 500, 400, 250]
 def main() -> None:
     args = parse_args()
     pipeline = Pipeline.load(**arguments_for(args, Pipeline.load))
-    train_set, test_set, source = load_images(data_source(args, pipeline.data), args.data_dir, pipeline.device)
+    asked = data_source(args, pipeline.data)
+    if asked.dataset == "colored_mnist" or asked.image_size != pipeline.decoder.config.image_size:
+        raise UserError("decoder_hears.py needs plain digits, and a decoder of their size.")
+    train_set, test_set, source = load_images(asked, args.data_dir, pipeline.device)
     check_digits(source, "decoder_hears.py")
     judge = Judge(source, train_set, test_set)
     images = at_random(test_set, args.num_images)
@@ -73,7 +76,8 @@ def main() -> None:
 
 def draw(decoder, z_i: Tensor, encodings: Tensor, x_t: Tensor, first_t: int) -> Tensor:
     """x_0 (B, C, H, H) from x_t (B, C, H, H) at first_t, by the default number of steps."""
-    steps = [t for t in decoder.diffusion.timesteps(DEFAULT_SAMPLING["sampling_steps"]) if t <= first_t]
+    later = [t for t in decoder.diffusion.timesteps(DEFAULT_SAMPLING["sampling_steps"]) if t < first_t]
+    steps = [torch.tensor(first_t), *later]
 
     def chunk(z_i: Tensor, encodings: Tensor, x: Tensor, seeds: list[int]) -> Tensor:
         network, randn = guided(decoder, 1.0, z_i, encodings), SeededNoise(seeds).randn

@@ -1,5 +1,5 @@
-"""Other designs of lesson 17's CLIP and decoder, each as the flags and the lines that make it: trained in a copy of the
-lessons, and measured. Writes trials_clip.csv and trials_decoder.csv.
+"""Other designs of lesson 17's CLIP and decoder beside the default ones, each as the flags and the lines that make it:
+trained in a copy of the lessons, and measured. Appends to trials_clip.csv and trials_decoder.csv.
 
 The trials of a CLIP have the quantiles of its margins (decoder_hears.py) over the test images, divided by their median.
 Those of a decoder, on the included CLIP, have what it hears.
@@ -55,12 +55,12 @@ MUON_FOR_PATCHES = (
 ATTENTION_ONLY = ("lesson_17/diffusion_decoder.py", " + self.caption_to_time(text_encodings[:, -1])", "")
 MEAN = ("lesson_17/diffusion_decoder.py", "text_encodings[:, -1]", "text_encodings.mean(dim=1)")
 TRIALS = {
-    "as_they_are": Trial("clip", "--num_training_steps 1200", [distortion(0.0)]),
-    "distorted_by_10": Trial("clip", "--num_training_steps 1200", [distortion(0.1)]),
-    "muon_for_patches": Trial("clip", "--num_training_steps 1200", [distortion(0.1), MUON_FOR_PATCHES]),
-    "cropped": Trial("clip", "--num_training_steps 1800", CROPS),
-    "larger_rate": Trial("clip", "--num_training_steps 1500 --learning_rate 0.005"),
     "clip": Trial("clip"),
+    "as_they_are": Trial("clip", changes=[distortion(0.0)]),
+    "distorted_by_10": Trial("clip", changes=[distortion(0.1)]),
+    "cropped": Trial("clip", changes=CROPS),
+    "muon_for_patches": Trial("clip", changes=[MUON_FOR_PATCHES]),
+    "larger_rate": Trial("clip", "--learning_rate 0.005"),
     "attention_only": Trial(
         "decoder",
         "--image_noise 0 --no-noisy_timesteps --image_dropout 0.1 --caption_dropout 0.5",

@@ -195,6 +195,8 @@ def test_what_the_decoder_hears_is_measured(tmp_path):
     nearly_there = rows["embedding and caption, from t 250"]
     assert len(rows) == 5 and float(nearly_there["right"]) >= 0.9
     assert float(nearly_there["follows"]) > 0.7 > 0.3 > abs(float(rows["caption alone"]["follows"]))
+    in_color = script("benchmarks/decoder_hears.py", "--pretrained", "colored_mnist", "--output_dir", tmp_path)
+    refused(in_color, "needs plain digits")
 
 
 def test_how_much_a_picture_follows_its_embedding():
@@ -213,6 +215,28 @@ def test_a_copy_is_changed_where_the_line_is_found_once(tmp_path):
     assert theirs == ours.replace("DISTORTION = 0.15", "DISTORTION = 0.0") != ours
     with pytest.raises(UserError, match="does not have the line"):
         changed_copy.copy_changed(tmp_path / "other", [(file, "DISTORTION = 0.14", "")])
+
+
+def test_a_command_in_a_copy_gets_the_data_flags_unless_it_has_its_own(tmp_path):
+    (tmp_path / "say.py").write_text(
+        "import sys\nopen('said', 'w').write(' '.join(sys.argv[1:]))\nsys.exit('6' in sys.argv)"
+    )
+    data = Namespace(**vars(DataSource("mnist_5k", image_channels=3)), data_dir=tmp_path)
+    changed_copy.run(tmp_path, "python say.py --dataset colored_mnist", data)
+    asked = [
+        "--dataset",
+        "mnist_5k",
+        "--image_channels",
+        "3",
+        "--data_dir",
+        str(tmp_path),
+        "--dataset",
+        "colored_mnist",
+    ]
+    assert sorted((tmp_path / "said").read_text().split()) == sorted(asked)
+    assert (tmp_path / "said").read_text().endswith("--dataset colored_mnist")
+    with pytest.raises(UserError, match="This failed: python say.py 6"):
+        changed_copy.run(tmp_path, "python say.py 6", data)
 
 
 def test_the_lines_that_trials_change_are_in_the_code(tmp_path):
