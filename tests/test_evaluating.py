@@ -223,16 +223,7 @@ def test_a_command_in_a_copy_gets_the_data_flags_unless_it_has_its_own(tmp_path)
     )
     data = Namespace(**vars(DataSource("mnist_5k", image_channels=3)), data_dir=tmp_path)
     changed_copy.run(tmp_path, "python say.py --dataset colored_mnist", data)
-    asked = [
-        "--dataset",
-        "mnist_5k",
-        "--image_channels",
-        "3",
-        "--data_dir",
-        str(tmp_path),
-        "--dataset",
-        "colored_mnist",
-    ]
+    asked = f"--dataset mnist_5k --image_channels 3 --data_dir {tmp_path} --dataset colored_mnist".split()
     assert sorted((tmp_path / "said").read_text().split()) == sorted(asked)
     assert (tmp_path / "said").read_text().endswith("--dataset colored_mnist")
     with pytest.raises(UserError, match="This failed: python say.py 6"):
